@@ -1,0 +1,48 @@
+"""The flow `alignment`: from data to a verified export, each stage a process of its own."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.pipeline import Pipeline
+from flows.summary import Summary, summarise
+from tasks import stages
+
+
+@flow(name="alignment", description="SFT, reward model and PPO, then value-head removal, merge, evaluation and export.")
+def alignment(
+    pipeline: Pipeline,
+    model: str | None = None,
+    seed: int | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Summary:
+    """Run the chain; what is already in the store is not computed again.
+
+    Args:
+        pipeline: The options of every stage.
+        model: Another base model than the pipeline's.
+        seed: The seed of every stage.
+        overrides: Single options of the pipeline, such as {"ppo.kl_coef": 0.1}.
+    """
+    options = pipeline.overridden(overrides or {}, seed, model)
+    place = options.workplace()
+    existing = options.existing_artifacts()
+
+    base = existing.get("model")
+    data = existing.get("prepare_data") or stages.prepare_data(options.prepare_data, place)
+    sft = existing.get("sft") or stages.sft(options.sft, data, base, place)
+    start = sft if sft.kind != "adapter" else stages.merge_lora(options.merge_lora, sft, base, place)
+    reward_model = existing.get("reward_model")
+    if reward_model is None and options.reward_model is not None:
+        reward_model = stages.reward_model(options.reward_model, data, start, place)
+    ppo = existing.get("ppo") or stages.ppo(options.ppo, data, start, reward_model, place)
+    policy = stages.remove_value_head(options.remove_value_head, ppo, start, place)
+    tuned = policy if policy.kind != "adapter" else stages.merge_lora(options.merge_lora, policy, start, place)
+    evaluation = stages.evaluate(options.evaluate, data, start, tuned, reward_model, place)
+    parents = {"data": data, "sft": sft, "reward_model": reward_model, "ppo": ppo}
+    export = stages.export(options.export, tuned, evaluation, parents, place)
+
+    summary = summarise(sft=sft, reward_model=reward_model, evaluation=evaluation, export=export, place=place)
+    create_markdown_artifact(summary.as_markdown(), key="alignment-summary", description=f"Export: `{export.uri}`")
+    return summary

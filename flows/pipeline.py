@@ -1,0 +1,145 @@
+"""What a run of the chain can be told: one options group per stage, and where it runs."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from infra import local_s3
+from tasks.artifacts import Artifact, import_external, store_at
+from tasks.config import Config
+from tasks.errors import InputError
+from tasks.evaluate.config import EvaluateConfig
+from tasks.export.config import ExportConfig
+from tasks.merge_lora.config import MergeLoraConfig
+from tasks.ppo.config import PPOConfig
+from tasks.prepare_data.config import PrepareDataConfig
+from tasks.program import explain
+from tasks.remove_value_head.config import RemoveValueHeadConfig
+from tasks.reward_model.config import RewardModelConfig
+from tasks.runner import PROJECT, Workplace
+from tasks.sft.config import SFTConfig
+
+WORK_VARIABLE = "ALIGNMENT_WORK_DIR"
+Replaceable = Literal["prepare_data", "sft", "reward_model", "ppo"]
+
+
+class Pipeline(Config):
+    """The chain's options. A stage's group holds what its program takes; see each field."""
+
+    model: str | None = Field(
+        None,
+        title="Base model",
+        description="Where SFT starts: a hub name (`org/name` or `org/name@revision`), a folder, or an artifact's URI; "
+        "none if sft.from_scratch describes a new model.",
+    )
+    prepare_data: PrepareDataConfig = Field(title="Data")
+    sft: SFTConfig = Field(SFTConfig(), title="Supervised fine-tuning")
+    reward_model: RewardModelConfig | None = Field(
+        RewardModelConfig(),
+        title="Reward model",
+        description="None: no reward model is trained, and ppo.reward_function gives the score.",
+    )
+    ppo: PPOConfig = Field(PPOConfig(), title="PPO")
+    remove_value_head: RemoveValueHeadConfig = Field(RemoveValueHeadConfig(), title="Value-head removal")
+    merge_lora: MergeLoraConfig = Field(MergeLoraConfig(), title="LoRA merge")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), title="Evaluation")
+    export: ExportConfig = Field(ExportConfig(), title="Export")
+    existing: dict[Replaceable, str] = Field(
+        {},
+        title="Existing",
+        description="Stages that are not run, and what stands in their place: hub name, folder or artifact's URI.",
+    )
+    store: str | None = Field(
+        None,
+        title="Store",
+        description="s3://bucket/prefix or file:///folder for artifacts; none: $ALIGNMENT_STORE, else the local S3.",
+    )
+    accelerate_config: str = Field(
+        "infra/accelerate/cpu.yaml",
+        title="accelerate's config",
+        description="File that says how many processes and devices the training stages use; relative to the project.",
+    )
+
+    @model_validator(mode="after")
+    def _score_has_a_source(self) -> "Pipeline":
+        trained = self.reward_model is not None or "reward_model" in self.existing
+        if not trained and self.ppo.reward_function is None:
+            raise ValueError(
+                "PPO has no score: neither reward_model nor existing.reward_model nor ppo.reward_function is given. "
+                "Set one of them."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sft_has_a_start(self) -> "Pipeline":
+        if self.model is None and self.sft.from_scratch is None and "sft" not in self.existing:
+            raise ValueError("SFT has nothing to start from: set model, or sft.from_scratch, or existing.sft.")
+        return self
+
+    def overridden(self, overrides: Mapping[str, Any], seed: int | None = None, model: str | None = None) -> "Pipeline":
+        """This pipeline with single options replaced, e.g. {"ppo.kl_coef": 0.1}, and the seed of every stage.
+
+        Raises InputError for a name that is no option, with the nearest names, or a value that is refused.
+        """
+        options = self.model_dump()
+        for name, value in overrides.items():
+            _replace(options, name, value)
+        if seed is not None:
+            for stage in options.values():
+                if isinstance(stage, dict) and "seed" in stage:
+                    stage["seed"] = seed
+        if model is not None:
+            options["model"] = model
+        try:
+            return Pipeline.model_validate(options)
+        except ValidationError as error:
+            raise InputError(f"The pipeline's options are refused:\n{explain(error)}") from error
+
+    def workplace(self) -> Workplace:
+        """The store and folders that this run uses; raises InputError where they cannot be used."""
+        uri = self.store or os.environ.get(local_s3.STORE_VARIABLE) or local_s3.use_if_running()
+        if not uri:
+            raise InputError(
+                f"No store for the artifacts. Set {local_s3.STORE_VARIABLE}, or the pipeline's store, to "
+                "s3://bucket/prefix or file:///folder, or start the local S3 server with `make s3`."
+            )
+        accelerate_config = PROJECT / self.accelerate_config
+        if not accelerate_config.is_file():
+            raise InputError(
+                f"accelerate_config: {accelerate_config} does not exist. Name a file of infra/accelerate/."
+            )
+        folder = Path(os.environ.get(WORK_VARIABLE, PROJECT / ".local" / "work")).absolute()
+        return Workplace(store_at(uri), folder, accelerate_config)
+
+    def existing_artifacts(self) -> dict[str, Artifact]:
+        """The artifact that stands in for each stage named in `existing`, and for `model`."""
+        sources = {str(stage): source for stage, source in self.existing.items()}
+        if self.model is not None:
+            sources["model"] = self.model
+        return {name: import_external(source) for name, source in sources.items()}
+
+
+def _replace(options: dict[str, Any], name: str, value: Any) -> None:
+    *groups, last = name.split(".")
+    try:
+        group = reduce(lambda inner, key: inner[key], groups, options)
+        group[last]
+    except (KeyError, TypeError):
+        near = difflib.get_close_matches(name, _names(options), n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"overrides: '{name}' is no option of the pipeline.{hint}") from None
+    group[last] = value
+
+
+def _names(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in options.items():
+        names.append(prefix + key)
+        if isinstance(value, dict):
+            names += _names(value, f"{prefix}{key}.")
+    return names

@@ -1,0 +1,128 @@
+"""What a person wants to see at the end of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from tasks.artifacts import Artifact
+from tasks.config import Config
+from tasks.runner import Workplace
+from tasks.stages import read_report
+
+
+class Sample(Config):
+    """A held-out prompt with both models' answers and their scores."""
+
+    prompt: str
+    sft: str
+    ppo: str
+    sft_score: float
+    ppo_score: float
+
+    def as_markdown(self) -> str:
+        """The prompt, and a line for each answer."""
+        answers = (("SFT", self.sft_score, self.sft), ("PPO", self.ppo_score, self.ppo))
+        lines = [f"- {model} ({score:+.2f}): {answer}" for model, score, answer in answers]
+        return "\n".join([f"**{self.prompt}**", "", *lines])
+
+
+class Metric(Config):
+    """Another judge than the reward model: its means before and after PPO, and PPO's win rate by it."""
+
+    before: float
+    after: float
+    win_rate: float
+
+
+class Summary(Config):
+    """The chain's figures. A stage that was replaced by something that exists has none."""
+
+    sft_eval_loss: float | None = Field(description="Held-out loss of SFT, nats per completion token.")
+    reward_pair_accuracy: float | None = Field(
+        description="Share of held-out pairs that the reward model orders right."
+    )
+    score_before: float = Field(
+        description="Mean score of SFT's answers to held-out prompts; without a reward model, by the first metric."
+    )
+    score_after: float = Field(description="Mean score of PPO's.")
+    kl: float = Field(description="KL of PPO to SFT, nats per response.")
+    win_rate: float = Field(description="Share of held-out prompts where PPO's answer scores higher; ties count half.")
+    win_rate_low: float = Field(description="Lower end of its 95 % interval.")
+    win_rate_high: float = Field(description="Upper end of its 95 % interval.")
+    metrics: dict[str, Metric] = Field(description="The same by each other judge.")
+    samples: list[Sample] = Field(description="Held-out prompts with both answers, chosen by the seed.")
+    evaluation_uri: str = Field(description="Where the evaluation's report lies.")
+    export_uri: str = Field(description="Where the exported model lies.")
+
+    def as_markdown(self) -> str:
+        """A table of the figures, and the samples side by side."""
+        rows = "\n".join(f"| {name} | {value} |" for name, value in self.figures().items())
+        samples = "\n\n".join(sample.as_markdown() for sample in self.samples)
+        return f"| figure | value |\n|---|---|\n{rows}\n\n{samples}\n"
+
+    def figures(self) -> dict[str, str]:
+        """Each figure's name and value as text, in the order of the chain."""
+        figures = {
+            "SFT loss, held out": _optional(self.sft_eval_loss),
+            "reward model's pair accuracy, held out": _optional(self.reward_pair_accuracy),
+            "score before → after PPO": f"{self.score_before:.3f} → {self.score_after:.3f}",
+        }
+        for name, metric in self.metrics.items():
+            figures[f"{name} before → after PPO"] = (
+                f"{metric.before:.3f} → {metric.after:.3f} (win rate {metric.win_rate:.3f})"
+            )
+        return figures | {
+            "KL to SFT, nats per response": f"{self.kl:.2f}",
+            "win rate over SFT": f"{self.win_rate:.3f} (95 %: {self.win_rate_low:.3f} to {self.win_rate_high:.3f})",
+            "report": self.evaluation_uri,
+            "export": self.export_uri,
+        }
+
+
+def summarise(
+    *, sft: Artifact, reward_model: Artifact | None, evaluation: Artifact, export: Artifact, place: Workplace
+) -> Summary:
+    """The run's figures, from the reports of its artifacts."""
+    measured = read_report(evaluation, place)
+    judge = measured["judge"]
+    return Summary(
+        sft_eval_loss=_figure(sft, "eval_loss", place),
+        reward_pair_accuracy=_figure(reward_model, "pair_accuracy", place),
+        score_before=measured[f"{judge}_before"],
+        score_after=measured[f"{judge}_after"],
+        **{name: measured[name] for name in ("kl", "win_rate", "win_rate_low", "win_rate_high")},
+        metrics=_metrics(measured),
+        samples=[_sample(sample, judge) for sample in measured["samples"]],
+        evaluation_uri=evaluation.uri,
+        export_uri=export.uri,
+    )
+
+
+def _metrics(measured: Mapping[str, Any]) -> dict[str, Metric]:
+    names = [name.removesuffix("_win_rate") for name in measured if name.endswith("_win_rate")]
+    return {
+        name: Metric(
+            before=measured[f"{name}_before"], after=measured[f"{name}_after"], win_rate=measured[f"{name}_win_rate"]
+        )
+        for name in names
+        if name != measured["judge"]
+    }
+
+
+def _sample(sample: Mapping[str, Any], judge: str) -> Sample:
+    return Sample(
+        prompt=sample["prompt"],
+        sft=sample["before"].strip(),
+        ppo=sample["after"].strip(),
+        sft_score=sample[f"{judge}_before"],
+        ppo_score=sample[f"{judge}_after"],
+    )
+
+
+def _figure(artifact: Artifact | None, name: str, place: Workplace) -> float | None:
+    return None if artifact is None else read_report(artifact, place).get(name)
+
+
+def _optional(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"

@@ -1,0 +1,200 @@
+"""Artifacts in a store: their keys, and how folders are published, found and fetched.
+
+    artifacts/<stage>/<key>/<attempt>/...      the files, under their own names
+    artifacts/<stage>/<key>/manifest.json      written last: without it there is no artifact
+
+An attempt is named for its content, so attempts that differ never mix, and a publish that was
+interrupted and runs again sends only what is missing.
+"""
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tasks import externals
+from tasks.errors import InputError
+from tasks.manifest import (
+    CHUNK_BYTES,
+    MANIFEST,
+    Artifact,
+    DamagedArtifact,
+    Manifest,
+    artifact_folder,
+    content_digest,
+    describe_folder,
+    sha256_of,
+)
+from tasks.stores import Store, store_at
+from tasks.transfer import cache_lock, download, is_intact, read_verified, upload
+
+__all__ = [
+    "Artifact",
+    "DamagedArtifact",
+    "Store",
+    "artifact_key",
+    "code_version",
+    "fetch",
+    "find",
+    "import_external",
+    "publish",
+    "read_files",
+    "store_at",
+]
+
+NOT_PUBLISHED = ("checkpoints", "error.json")
+LIBRARIES = ("accelerate", "datasets", "peft", "safetensors", "tokenizers", "torch", "transformers", "trl")
+ARTIFACT_URI = re.compile(r"(?P<store>(s3|file)://.+)/artifacts/(?P<stage>\w+)/(?P<key>[0-9a-f]{32})/?")
+
+
+def artifact_key(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Artifact], code_version: str) -> str:
+    """32 hex digits for what `stage` makes of this config, these inputs and this code: equal key, already done."""
+    digests = {name: artifact.digest for name, artifact in inputs.items()}
+    return sha256_of([stage, dict(config), digests, code_version])[:32]
+
+
+@cache
+def code_version() -> str:
+    """Hash of the sources under tasks/ and of the main libraries' versions: with a change, stages run again."""
+    root = Path(__file__).parent
+    sources = {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.py")
+    }
+    return sha256_of([sources, library_versions()])[:16]
+
+
+def library_versions() -> dict[str, str]:
+    """Installed version of each library that can change a result."""
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def find(store: Store, stage: str, key: str) -> Artifact | None:
+    """The artifact that `stage` published under `key`, or None; raises DamagedArtifact for a broken manifest."""
+    manifest = _read_manifest(store, stage, key)
+    return None if manifest is None else _artifact(store, manifest)
+
+
+def publish(
+    store: Store,
+    folder: Path,
+    *,
+    stage: str,
+    key: str,
+    kind: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    exclude: Sequence[str] = NOT_PUBLISHED,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Artifact:
+    """Upload `folder` without the top-level names in `exclude`, then its manifest; returns the artifact under `key`.
+
+    If another attempt published under this key first, that one is the artifact and is returned.
+    `chunk_bytes` is the unit that is sent and verified; S3 wants at least 5 MiB.
+    """
+    if there := find(store, stage, key):
+        return there
+    files = describe_folder(folder, exclude, chunk_bytes)
+    if not files:
+        raise InputError(f"The stage {stage} left no files in {folder}: nothing to publish.")
+    manifest = Manifest(
+        stage=stage,
+        key=key,
+        attempt=content_digest(kind, files)[:16],
+        kind=kind,
+        config=dict(config),
+        inputs={name: artifact.digest for name, artifact in inputs.items()},
+        files=files,
+        chunk_bytes=chunk_bytes,
+        code_version=code_version(),
+        libraries=library_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    upload(store, folder, manifest)
+    store.create(f"{manifest.folder}/{MANIFEST}", manifest.to_json())
+    winner = find(store, stage, key)
+    if winner is None:
+        raise ConnectionError(f"{store.uri} took the manifest of {stage} {key} but does not give it back.")
+    return winner
+
+
+def import_external(source: str, kind: str | None = None) -> Artifact:
+    """The artifact record of something that exists already.
+
+    `source` is an artifact's own URI, s3://bucket/object, hf://org/name[@revision], org/name, or a local
+    file or folder. `kind` is what it is to be taken for; without it, it is told from the files.
+    """
+    if match := ARTIFACT_URI.fullmatch(source):
+        artifact = find(store_at(match["store"]), match["stage"], match["key"])
+        if artifact is None:
+            raise InputError(f"There is no artifact at {source}: it has no {MANIFEST}. Check the address.")
+        return artifact
+    return externals.describe(source, kind)
+
+
+def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:
+    """The local folder (for a plain file, the file) that holds `artifact`, every chunk verified.
+
+    Goes through the cache `folder`/<digest>, which several processes may share. What lies there is
+    hashed again only if its size or time changed since it was verified. Something local is not copied.
+    """
+    if ARTIFACT_URI.fullmatch(artifact.uri) is None:
+        return externals.fetch(artifact, folder)
+    store, manifest = _locate(store, artifact)
+    target = folder / artifact.digest
+    with cache_lock(target):
+        if not is_intact(target, manifest):
+            download(store, manifest, target)
+    return target
+
+
+def read_files(store: Store, artifact: Artifact, *patterns: str) -> dict[str, bytes]:
+    """Name and content of the published artifact's files that match one of `patterns`, in the patterns' order.
+
+    For small files: each is held in memory, and nothing is written to the cache.
+    """
+    store, manifest = _locate(store, artifact)
+    names = [name for pattern in patterns for name in fnmatch.filter(manifest.files, pattern)]
+    return {name: read_verified(store, manifest, name) for name in names}
+
+
+def _locate(store: Store, artifact: Artifact) -> tuple[Store, Manifest]:
+    """The store that holds a published artifact, and its manifest; raises InputError if it is gone or changed."""
+    match = ARTIFACT_URI.fullmatch(artifact.uri)
+    if match is None:
+        raise InputError(f"{artifact.uri} was not published by a stage: it has no {MANIFEST}. Name an artifact.")
+    if match["store"] != store.uri:
+        store = store_at(match["store"])
+    manifest = _read_manifest(store, match["stage"], match["key"])
+    if manifest is None:
+        raise InputError(f"{artifact.uri} is gone: it has no {MANIFEST}. Run the stage {match['stage']} again.")
+    if manifest.digest != artifact.digest:
+        raise DamagedArtifact(artifact.uri, MANIFEST, f"its digest is {manifest.digest}, expected {artifact.digest}")
+    return store, manifest
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _artifact(store: Store, manifest: Manifest) -> Artifact:
+    return Artifact(
+        uri=f"{store.uri}/{manifest.folder}",
+        kind=manifest.kind,
+        digest=manifest.digest,
+        made_from=manifest.inputs,
+        size_bytes=manifest.size_bytes,
+    )
+
+
+def _read_manifest(store: Store, stage: str, key: str) -> Manifest | None:
+    folder = artifact_folder(stage, key)
+    data = store.read(f"{folder}/{MANIFEST}")
+    return None if data is None else Manifest.from_json(data, f"{store.uri}/{folder}")

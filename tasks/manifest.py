@@ -1,0 +1,156 @@
+"""What an artifact is: the small record that flows pass, and the manifest that describes its files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tasks.config import Config
+from tasks.errors import InputError
+
+CHUNK_BYTES = 16 * 2**20
+NUM_THREADS = 8
+MANIFEST = "manifest.json"
+
+
+class DamagedArtifact(InputError):
+    """What is stored is not what was published: the artifact's address, the file in it, what is wrong with it."""
+
+    def __init__(self, uri: str, name: str, what: str) -> None:
+        super().__init__(
+            f"{uri}/{name} is damaged: {what}. Delete everything under {uri}/ and run the stage that makes it again."
+        )
+
+
+class Artifact(Config):
+    """A published folder, or something outside that was there already: where it lies and what it is."""
+
+    uri: str = Field(description="s3://, file:// or hf:// address")
+    kind: str = Field(description="model, adapter, reward_model, reward_adapter, actor_critic, data, evaluation, ...")
+    digest: str = Field(description="SHA-256 of kind and files: equal content, equal digest")
+    made_from: dict[str, str] = Field(default_factory=dict, description="name of each input: its digest")
+    size_bytes: int = Field(0, ge=0, description="all files together")
+
+
+class FileEntry(Config):
+    """One file: its size, the SHA-256 of the whole and of every chunk."""
+
+    size: int
+    sha256: str
+    chunks: list[str]
+
+
+class Manifest(Config):
+    """Everything about one published artifact; its presence in the store is what makes the artifact exist."""
+
+    format: Literal[1] = 1
+    stage: str
+    key: str
+    attempt: str
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, FileEntry]
+    chunk_bytes: int = Field(gt=0)
+    code_version: str
+    libraries: dict[str, str]
+    created: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(entry.size for entry in self.files.values())
+
+    @property
+    def folder(self) -> str:
+        """Where in the store this manifest lies."""
+        return artifact_folder(self.stage, self.key)
+
+    @property
+    def files_folder(self) -> str:
+        """Where in the store the files lie."""
+        return f"{self.folder}/{self.attempt}"
+
+    @property
+    def digest(self) -> str:
+        """The artifact's digest: kind and content, nothing of where or when."""
+        return content_digest(self.kind, self.files)
+
+    def to_json(self) -> bytes:
+        """The manifest as stored: readable JSON that carries the SHA-256 of the rest of itself."""
+        fields = self.model_dump(mode="json")
+        return json.dumps({**fields, "checksum": sha256_of(fields)}, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, uri: str) -> "Manifest":
+        """What `to_json` wrote for the artifact at `uri`; raises DamagedArtifact if it changed or a name is unsafe."""
+        try:
+            fields = json.loads(data)
+            intact = fields.pop("checksum") == sha256_of(fields)
+            manifest = cls.model_validate(fields)
+        except (ValueError, AttributeError, KeyError) as error:
+            raise DamagedArtifact(uri, MANIFEST, f"it is no manifest of this version ({error})") from error
+        if not intact:
+            raise DamagedArtifact(uri, MANIFEST, "it does not match its own checksum")
+        for name in manifest.files:
+            if not is_safe_name(name):
+                raise DamagedArtifact(uri, MANIFEST, f"the file name {name!r} leaves the artifact's folder")
+        return manifest
+
+
+def artifact_folder(stage: str, key: str) -> str:
+    """Where in a store the artifact that `stage` made under `key` lies."""
+    return f"artifacts/{stage}/{key}"
+
+
+def sha256_of(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def content_digest(kind: str, files: dict[str, FileEntry]) -> str:
+    """SHA-256 over the kind and every file's name, size and hash."""
+    return sha256_of([kind, sorted((name, entry.size, entry.sha256) for name, entry in files.items())])
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether `name` is a plain relative path that stays in the folder it is joined to."""
+    path = PurePosixPath(name)
+    plain = name == str(path) and "\\" not in name and name.isprintable()
+    return plain and not path.is_absolute() and name != "." and ".." not in path.parts
+
+
+def describe_folder(folder: Path, exclude: Sequence[str] = (), chunk_bytes: int = CHUNK_BYTES) -> dict[str, FileEntry]:
+    """Every file of `folder` by its relative name, hashed; the top-level names in `exclude` are left out."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for top in folder.iterdir()
+        if top.name not in exclude
+        for path in ([top] if top.is_file() else top.rglob("*"))
+        if path.is_file()
+    )
+    with ThreadPoolExecutor(min(NUM_THREADS, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: describe_file(folder / name, chunk_bytes), names), strict=True))
+
+
+def describe_file(path: Path, chunk_bytes: int = CHUNK_BYTES) -> FileEntry:
+    """Size, SHA-256 and chunk hashes of one file, read once."""
+    whole = hashlib.sha256()
+    chunks: list[str] = []
+    size = 0
+    with path.open("rb") as file:
+        while (data := file.read(chunk_bytes)) or not chunks:
+            whole.update(data)
+            chunks.append(hashlib.sha256(data).hexdigest())
+            size += len(data)
+    return FileEntry(size=size, sha256=whole.hexdigest(), chunks=chunks)
+
+
+def spans(size: int, chunk_bytes: int) -> list[tuple[int, int]]:
+    """(start, length) of every chunk of a file of `size` bytes; an empty file is one empty chunk."""
+    return [(start, min(chunk_bytes, size - start)) for start in range(0, max(size, 1), chunk_bytes)]

@@ -1,0 +1,71 @@
+"""The options that supervised fine-tuning and reward-model training share."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.config import Config, LoraConfig
+
+
+class TrainerConfig(Config):
+    """How a Hugging Face Trainer optimises; one step = processes x per_device_batch_size x accumulation records."""
+
+    lora: LoraConfig | None = Field(None, title="LoRA", description="Train adapters only; none = all weights.")
+    learning_rate: float = Field(
+        2e-5,
+        gt=0,
+        title="Learning rate",
+        description="Peak rate of AdamW; LoRA and tiny models want 10 to 50 times it.",
+    )
+    lr_schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", title="Schedule", description="How the learning rate falls after the warmup."
+    )
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, title="Warmup", description="Share of the steps in which the rate rises from 0 to its peak."
+    )
+    num_epochs: float = Field(1.0, gt=0, title="Epochs", description="Passes over the records.")
+    max_steps: int | None = Field(
+        None, ge=1, title="Most steps", description="Optimizer steps; replaces num_epochs where it is given."
+    )
+    per_device_batch_size: int = Field(
+        8, ge=1, title="Batch size", description="Records per process in one forward: halve it when memory runs out."
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, title="Accumulation", description="Forwards per optimizer step: double it where the batch was halved."
+    )
+    max_length: int = Field(
+        1024, ge=2, title="Longest record", description="Prompt and completion together, in tokens."
+    )
+    weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="AdamW's decoupled weight decay.")
+    embedding_noise: float = Field(
+        0.0,
+        ge=0,
+        title="Embedding noise",
+        description="NEFTune's alpha (arXiv:2310.05914): noise in training, against overfitting; 0 = none.",
+    )
+    max_grad_norm: float = Field(
+        1.0, ge=0, title="Gradient clipping", description="Longest gradient, in L2 norm; 0 = not clipped."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        title="Precision",
+        description="bfloat16: half the memory and the time on a GPU; weights in training stay float32 until saved.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, title="Gradient checkpointing", description="Recompute activations: less memory, a third more time."
+    )
+    eval_steps: int = Field(
+        100, ge=1, title="Evaluate every", description="Optimizer steps between two passes over the held-out records."
+    )
+    save_steps: int = Field(
+        500,
+        ge=1,
+        title="Save every",
+        description="Optimizer steps between checkpoints: the most that a resume repeats.",
+    )
+    seed: int = Field(0, ge=0, title="Seed", description="Of fresh weights, the order of the records and dropout.")
+
+    @property
+    def weights_dtype(self) -> str:
+        """Of the model as it is loaded: weights in training are kept in float32, LoRA's frozen base is not."""
+        return self.dtype if self.lora else "float32"

@@ -1,0 +1,66 @@
+"""Stores to test against: a folder always, and in the slow part real S3 servers, each started once."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import s3_servers
+
+AWS_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
+NO_ACCOUNT = {
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    with s3_servers.swift(tmp_path_factory.mktemp("swift")) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    with s3_servers.ceph(tmp_path_factory.mktemp("ceph")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def set_account(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]:
+    """Makes S3 clients see this environment, and nothing of the person who runs the tests."""
+    for name in AWS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def set_variables(environment: Mapping[str, str]) -> None:
+        for name, value in {**NO_ACCOUNT, **environment}.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in ("swift", "ceph")])
+def s3_uri(request: pytest.FixtureRequest, set_account: Callable[[Mapping[str, str]], None], tmp_path: Path) -> str:
+    """A prefix on each real server that no other test uses."""
+    set_account(request.getfixturevalue(request.param))
+    return f"s3://test-artifacts/{tmp_path.name}"
+
+
+@pytest.fixture(params=["file", *(pytest.param(name, marks=pytest.mark.slow) for name in ("swift", "ceph"))])
+def store_uri(request: Any, set_account: Callable[[Mapping[str, str]], None], tmp_path: Path) -> str:
+    """An empty store of each sort."""
+    if request.param == "file":
+        return f"file://{tmp_path}/store"
+    set_account(request.getfixturevalue(request.param))
+    return f"s3://test-artifacts/{tmp_path.name}"

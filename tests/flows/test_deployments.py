@@ -1,0 +1,178 @@
+"""What the README says of deploying, done for real: a server, a worker, an S3 server, and `alignment/demo`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+import yaml
+
+from infra import local_s3
+from infra.services import prefect_server
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "evaluate", "export"]
+SMALLEST = {
+    "prepare_data.sft.arguments": {"seed": 0, "num_records": 120},
+    "prepare_data.preferences.arguments": {"seed": 0, "num_records": 120},
+    "prepare_data.prompts.arguments": {"seed": 0, "num_records": 120},
+    "sft.from_scratch.hidden_size": 16,
+    "sft.from_scratch.num_layers": 1,
+    "sft.from_scratch.num_heads": 2,
+    "sft.max_steps": 3,
+    "reward_model.max_steps": 2,
+    "ppo.total_episodes": 16,
+    "ppo.batch_size": 8,
+    "ppo.num_eval_prompts": 4,
+    "ppo.sampling.response_length": 8,
+    "evaluate.num_prompts": 4,
+    "evaluate.sampling.response_length": 8,
+}
+
+
+class Api:
+    """Prefect's REST API, as anybody would ask it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def post(self, path: str, **body: Any) -> Any:
+        request = Request(f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in self.post("deployments/filter")}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a shell in which the README's commands are given: everything of its own, nothing shared."""
+    folder = tmp_path_factory.mktemp("deployments")
+    before = dict(os.environ)
+    os.environ["PREFECT_HOME"] = str(folder / "prefect")
+    os.environ.pop("PREFECT_API_URL", None)
+    try:
+        with local_s3.start(folder / "s3") as s3, prefect_server(folder) as server:
+            server.wait_until_ready()
+            yield (
+                os.environ
+                | s3.environment
+                | {
+                    "PREFECT_API_URL": server.api_url,
+                    local_s3.STORE_VARIABLE: "s3://alignment/test",
+                    "ALIGNMENT_WORK_DIR": str(folder / "work"),
+                    "OMP_NUM_THREADS": "1",
+                }
+            )
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def api(environment: dict[str, str]) -> Api:
+    return Api(environment["PREFECT_API_URL"])
+
+
+@pytest.fixture(scope="module")
+def worker(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    log = (tmp_path_factory.mktemp("worker") / "log.txt").open("w")
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "alignment"]
+    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=log, stderr=log) as process:
+        yield
+        process.terminate()
+
+
+def command(environment: dict[str, str], *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.5)
+    return value
+
+
+def test_deploying_brings_every_entry_with_its_schedule(environment: dict[str, str], api: Api) -> None:
+    said = command(environment, "infra.deploy")
+    assert "prefect worker start --pool alignment" in said
+    deployed = api.deployments()
+    assert sorted(deployed) == ["demo", "nightly", "ppo", "rlvr"]
+    [schedule] = deployed["nightly"]["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "Europe/Berlin")
+    assert deployed["nightly"]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    [limit] = [one for one in api.post("concurrency_limits/filter") if one["tag"] == "gpu"]
+    assert limit["concurrency_limit"] == 1
+
+
+def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
+    environment: dict[str, str], api: Api, worker: None
+) -> None:
+    overrides = f"overrides={json.dumps(SMALLEST)}"
+    command(environment, "prefect", "deployment", "run", "alignment/demo", "-p", overrides, "--watch")
+    [run] = api.post("flow_runs/filter")
+    assert run["state_type"] == "COMPLETED"
+    tasks = wait_for(lambda: finished_tasks(api, run["id"]), timeout_s=20)
+    assert sorted(tasks) == sorted(STAGES)
+    keys = {artifact["key"] for artifact in api.post("artifacts/filter", limit=200)}
+    assert keys >= {"sft-progress", "sft-figures", "sft-report", "ppo-report", "evaluate-report", "alignment-summary"}
+    [report] = [one for one in api.post("artifacts/filter", limit=200) if one["key"] == "ppo-report"]
+    assert "data:image/png;base64," in report["data"]
+
+
+def finished_tasks(api: Api, flow_run_id: str) -> list[str] | None:
+    runs = api.post("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}})
+    names = [run["name"].rsplit("-", 1)[0] for run in runs if run["state_type"] == "COMPLETED"]
+    return names if len(names) == len(STAGES) else None
+
+
+def test_a_misspelt_option_is_refused_by_the_server(environment: dict[str, str], api: Api) -> None:
+    demo = api.deployments()["demo"]
+    parameters = json.loads(json.dumps(demo["parameters"]))
+    parameters["pipeline"]["ppo"]["kl_koef"] = 0.1
+    with pytest.raises(OSError, match="HTTP Error 409"):
+        api.post(f"deployments/{demo['id']}/create_flow_run", parameters=parameters)
+
+
+def test_a_schedule_fires_and_an_entry_that_leaves_the_file_is_removed(
+    environment: dict[str, str], api: Api, worker: None, tmp_path: Path
+) -> None:
+    content = yaml.safe_load((PROJECT / "pipelines.yaml").read_text())
+    [demo] = [entry for entry in content["deployments"] if entry["name"] == "demo"]
+    often = demo | {
+        "name": "often",
+        "schedules": [{"slug": "often", "interval": 5.0}],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+        "parameters": demo["parameters"] | {"overrides": SMALLEST},
+    }
+    file = tmp_path / "pipelines.yaml"
+    file.write_text(yaml.safe_dump(content | {"deployments": [demo, often]}))
+    command(environment, "infra.deploy", "--file", str(file))
+    assert sorted(api.deployments()) == ["demo", "often"]
+    [run] = wait_for(lambda: completed_runs(api, api.deployments()["often"]["id"]), timeout_s=90)[:1]
+    assert run["auto_scheduled"]
+    assert {task["state_name"] for task in task_runs(api, run["id"])} <= {"AlreadyDone"}
+
+
+def completed_runs(api: Api, deployment_id: str) -> list[dict[str, Any]]:
+    runs = api.post("flow_runs/filter", deployments={"id": {"any_": [deployment_id]}})
+    return [run for run in runs if run["state_type"] == "COMPLETED"]
+
+
+def task_runs(api: Api, flow_run_id: str) -> list[dict[str, Any]]:
+    return list(api.post("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}}))

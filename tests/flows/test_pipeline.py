@@ -1,0 +1,75 @@
+"""The pipeline's options, and single ones replaced."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from flows.pipeline import Pipeline
+from tasks.errors import InputError
+
+SMALLEST: dict[str, Any] = {
+    "prepare_data": {"sft": {"path": "python:tasks.prepare_data.demo:sft_records"}},
+    "sft": {"from_scratch": {}},
+}
+
+
+def pipeline(**options: Any) -> Pipeline:
+    return Pipeline.model_validate(SMALLEST | options)
+
+
+def test_an_override_changes_one_option_and_nothing_else() -> None:
+    before = pipeline()
+    after = before.overridden({"ppo.kl_coef": 0.125})
+    assert after.ppo.kl_coef == 0.125
+    assert after.overridden({"ppo.kl_coef": before.ppo.kl_coef}) == before
+
+
+def test_a_nested_option_can_be_overridden() -> None:
+    assert pipeline().overridden({"ppo.sampling.temperature": 0.5}).ppo.sampling.temperature == 0.5
+
+
+def test_an_override_that_is_no_option_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"'ppo.kl_koef' is no option(.|\n)*ppo\.kl_coef"):
+        pipeline().overridden({"ppo.kl_koef": 0.1})
+
+
+def test_an_override_of_the_wrong_type_is_refused_naming_field_and_value() -> None:
+    with pytest.raises(InputError, match=r"ppo\.kl_coef: .*got 'much'"):
+        pipeline().overridden({"ppo.kl_coef": "much"})
+
+
+def test_the_seed_reaches_every_stage_that_has_one() -> None:
+    seeded = pipeline().overridden({}, seed=7)
+    stages = {name: options.seed for name, options in seeded if hasattr(options, "seed")}
+    assert set(stages) >= {"sft", "reward_model", "ppo", "evaluate"}
+    assert set(stages.values()) == {7}
+
+
+def test_a_misspelt_option_is_refused() -> None:
+    with pytest.raises(ValidationError, match="kl_koef"):
+        pipeline(ppo={"kl_koef": 0.1})
+
+
+def test_a_pipeline_without_any_score_is_refused() -> None:
+    with pytest.raises(ValidationError, match="PPO has no score"):
+        pipeline(reward_model=None)
+    assert pipeline(reward_model=None, ppo={"reward_function": "builtins:len"}).reward_model is None
+
+
+def test_a_pipeline_without_a_start_is_refused() -> None:
+    with pytest.raises(ValidationError, match="SFT has nothing to start from"):
+        pipeline(sft={})
+    assert pipeline(sft={}, model="org/name").model == "org/name"
+
+
+def test_a_missing_store_is_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALIGNMENT_STORE", raising=False)
+    with pytest.raises(InputError, match="ALIGNMENT_STORE"):
+        pipeline().workplace()
+
+
+def test_a_missing_accelerate_config_is_refused_with_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNMENT_STORE", "file:///tmp/nowhere")
+    with pytest.raises(InputError, match=r"infra/accelerate/tpu.yaml does not exist"):
+        pipeline(accelerate_config="infra/accelerate/tpu.yaml").workplace()

@@ -1,0 +1,112 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.evaluate.measures import (
+    bootstrap_interval,
+    commonest_phrase,
+    distinct_n,
+    kl_per_response,
+    outcomes,
+    repetition,
+)
+
+
+def test_a_tie_counts_as_half_a_win():
+    before = [1.0, 2.0, 3.0, 4.0]
+    after = [2.0, 2.0, 1.0, 5.0]  # win, tie, loss, win
+
+    assert outcomes(before, after).tolist() == [1.0, 0.5, 0.0, 1.0]
+    assert outcomes(before, after).mean() == 2.5 / 4
+
+
+def test_a_large_sample_has_the_normal_interval():
+    wins = np.repeat([1.0, 0.0], [1300, 700])
+    half_width = 1.959964 * math.sqrt(0.65 * 0.35 / 2000)
+
+    interval = bootstrap_interval(wins, num_bootstrap=4000, seed=0)
+
+    assert interval.mean == 0.65
+    assert interval.low == pytest.approx(0.65 - half_width, abs=0.05 * half_width)
+    assert interval.high == pytest.approx(0.65 + half_width, abs=0.05 * half_width)
+
+
+def test_a_lower_level_gives_the_narrower_normal_interval():
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=2000)
+    half_width = 0.674490 * values.std() / math.sqrt(2000)
+
+    interval = bootstrap_interval(values, num_bootstrap=4000, seed=0, level=0.5)
+
+    assert interval.high - interval.low == pytest.approx(2 * half_width, rel=0.06)
+
+
+def test_the_interval_covers_the_truth_about_95_times_in_100():
+    generator = np.random.default_rng(7)
+    intervals = [bootstrap_interval(generator.random(60) < 0.7, 200, seed) for seed in range(200)]
+
+    covered = sum(interval.low <= 0.7 <= interval.high for interval in intervals)
+
+    assert 0.88 < covered / 200 < 1  # 95 % within 4 standard errors of 200 trials
+
+
+def test_the_seed_fixes_the_interval():
+    values = np.random.default_rng(0).normal(size=30)
+
+    assert bootstrap_interval(values, 200, seed=3) == bootstrap_interval(values, 200, seed=3)
+    assert bootstrap_interval(values, 200, seed=3) != bootstrap_interval(values, 200, seed=4)
+
+
+def test_kl_of_a_response_sums_the_log_ratio_of_its_own_tokens_only():
+    logprobs = torch.tensor([[-1.0, -2.0, -5.0], [-1.0, -1.0, -1.0]])
+    ref_logprobs = torch.tensor([[-1.5, -3.0, -100.0], [-0.5, -1.0, -2.0]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+
+    assert kl_per_response(logprobs, ref_logprobs, mask).tolist() == [0.5 + 1.0, -0.5 + 0.0 + 1.0]
+
+
+def test_the_mean_over_the_policys_own_samples_is_the_kl_of_whole_responses():
+    """All 3 ** 3 responses of a vocabulary of 3 are enumerated, each token's distribution hanging on the one before."""
+    policy, reference = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    responses = list(itertools.product(range(3), repeat=3))
+    previous = torch.tensor([(3, *response[:-1]) for response in responses])
+    tokens = torch.tensor(responses)
+    logprobs, ref_logprobs = policy[previous, tokens], reference[previous, tokens]
+    probabilities = [math.exp(row.sum()) for row in logprobs]
+    definition = sum(
+        p * (math.log(p) - math.log(math.exp(row.sum()))) for p, row in zip(probabilities, ref_logprobs, strict=True)
+    )
+
+    per_response = kl_per_response(logprobs, ref_logprobs, torch.ones(27, 3, dtype=torch.bool))
+
+    assert sum(probabilities) == pytest.approx(1, abs=1e-6)
+    assert float((torch.tensor(probabilities) * per_response).sum()) == pytest.approx(definition, abs=1e-6)
+    assert definition > 0.1
+
+
+def test_distinct_n_counts_over_all_responses():
+    responses = [[1, 2, 1, 2], [1, 2, 3]]
+    # unigrams: 1 2 1 2 1 2 3 -> 3 of 7; bigrams: 12 21 12 12 23 -> 3 of 5
+
+    assert distinct_n(responses, 1) == 3 / 7
+    assert distinct_n(responses, 2) == 3 / 5
+
+
+def test_responses_too_short_for_an_ngram_have_none():
+    assert distinct_n([[1], []], 2) == 0
+    assert repetition([1, 2, 3], n=4) == 0
+    assert commonest_phrase([[1, 2, 3]], n=4) == ((), 0)
+
+
+def test_repetition_is_the_share_of_ngrams_seen_before():
+    assert repetition([1, 2, 1, 2, 1, 2], n=2) == pytest.approx(3 / 5)  # 12 21 12 21 12: three came before
+    assert repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert repetition([7] * 8) == pytest.approx(4 / 5)
+
+
+def test_the_commonest_phrase_counts_each_response_once():
+    responses = [[5, 6, 5, 6, 5, 6], [1, 2], [1, 2, 9], [1, 2, 7]]
+
+    assert commonest_phrase(responses, n=2) == ((1, 2), 3 / 4)

@@ -1,0 +1,255 @@
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from tasks.config import SamplingConfig
+from tasks.errors import InputError
+from tasks.evaluate.answers import choose_records, compare, load_contest
+from tasks.evaluate.comparison import MEANINGS, concatenate, figures
+from tasks.evaluate.comparison import samples as samples_of
+from tasks.evaluate.config import EvaluateConfig
+from tasks.evaluate.run import main
+from tasks.modeling import load_causal_lm
+from tasks.tracking import read_metrics
+from tests.tasks.evaluate import tiny_chain
+
+HERE = "tests.tasks.evaluate.tiny_chain"
+JSON_FILES = ("report", "evaluation", "samples")
+SIDES = ("before", "after")
+QUICK = {"num_bootstrap": 100, "sampling": SamplingConfig(response_length=6)}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    return tiny_chain.write_chain(tmp_path_factory.mktemp("chain"))
+
+
+def evaluate(inputs, **options):
+    """Figures and samples of an evaluation, without its files."""
+    config = EvaluateConfig(**(QUICK | options))
+    records = choose_records(inputs["data"], config.num_prompts, config.seed)
+    contest = load_contest(config, inputs)
+    comparison = concatenate(list(compare(contest, records, config)))
+    return figures(comparison, config.num_bootstrap, config.seed, contest.tokenizer.decode), samples_of(comparison)
+
+
+@pytest.fixture(scope="module")
+def plain(chain):
+    """Figures and samples with the default options."""
+    return evaluate(chain)
+
+
+def test_an_evaluation_has_its_page_figures_samples_pictures_and_progress(chain, tmp_path):
+    metrics = {"good": f"{HERE}:count_good"}
+    main(EvaluateConfig(**QUICK, metrics=metrics, batch_size=3, num_samples=5), chain, tmp_path)
+
+    report, evaluation, samples = (json.loads((tmp_path / f"{name}.json").read_text()) for name in JSON_FILES)
+    page = (tmp_path / "report.md").read_text()
+    names = "report.md evaluation.json samples.json scores.png differences.png report.json metrics.jsonl"
+    assert {path.name for path in tmp_path.iterdir()} == set(names.split())
+    assert page.startswith("# PPO against SFT\n\n**")
+    assert "## 5 of 8 prompts" in page
+    assert page.partition("| Prompt | SFT | PPO |\n")[2].count("\n") == 1 + 5
+    assert all((tmp_path / name).read_bytes()[1:4] == b"PNG" for name in ("scores.png", "differences.png"))
+    assert sorted(sample["prompt"] for sample in samples) == sorted(record["prompt"] for record in tiny_chain.PROMPTS)
+    assert report == {name: evaluation[name] for name in evaluation.keys() - {"about", "config", "conversational"}} | {
+        "samples": samples[:3]
+    }
+    records = read_metrics(tmp_path)
+    assert [(record["step"], record["total_steps"]) for record in records] == [(1, 3), (2, 3), (3, 3)]
+    assert records[-1]["score_after"] == pytest.approx(report["score_after"])
+
+
+def test_every_figure_is_explained(plain):
+    explained = {name.replace("{judge}", "score").replace("*", side) for name in MEANINGS for side in SIDES}
+    explained |= {f"score_{name}_{end}" for name in ("difference", "win_rate") for end in ("low", "high")}
+
+    assert plain[0].keys() == explained
+
+
+def test_equal_models_draw_equal_answers_and_tie(chain):
+    report, samples = evaluate(chain | {"ppo": chain["sft"]})
+
+    assert [sample["before"] for sample in samples] == [sample["after"] for sample in samples]
+    assert (report["win_rate"], report["win_rate_low"], report["win_rate_high"]) == (0.5, 0.5, 0.5)
+    assert report["kl"] == 0
+
+
+def test_a_model_that_says_good_wins_by_the_metric_that_counts_it(chain):
+    report, samples = evaluate(chain, metrics={"good": f"{HERE}:count_good"})
+
+    counts = [(s["before"].split().count("good"), s["after"].split().count("good")) for s in samples]
+    assert report["good_before"] == sum(before for before, _ in counts) / 8
+    assert report["good_after"] == sum(after for _, after in counts) / 8
+    assert report["good_win_rate"] == sum((a > b) + (a == b) / 2 for b, a in counts) / 8
+    assert report["good_win_rate"] > 0.5
+    assert report["judge"] == "score"
+
+
+def test_metrics_see_the_columns_of_their_own_prompt(chain):
+    _, samples = evaluate(chain, metrics={"number": f"{HERE}:read_answer"}, batch_size=3)
+
+    numbers = {record["prompt"]: float(record["answer"]) for record in tiny_chain.PROMPTS}
+    assert all(sample["number_after"] == numbers[sample["prompt"]] for sample in samples)
+
+
+def test_without_a_reward_model_the_first_metric_judges(chain):
+    inputs = {name: folder for name, folder in chain.items() if name != "reward_model"}
+
+    report, _ = evaluate(inputs, metrics={"good": f"{HERE}:count_good"})
+
+    assert report["judge"] == "good"
+    assert report["win_rate"] == report["good_win_rate"]
+    assert "score_before" not in report
+
+
+def test_the_score_is_the_classifiers_logit_at_the_last_token_less_the_offset(chain):
+    config = EvaluateConfig(**QUICK)
+    comparison = next(compare(load_contest(config, chain), tiny_chain.PROMPTS, config))
+    tokenizer = tiny_chain.make_tokenizer()
+    classifier = AutoModelForSequenceClassification.from_pretrained(chain["reward_model"], pad_token_id=None)
+
+    assert 0 < sum(comparison.after.ended) < 8
+    for index, prompt in enumerate(comparison.prompts):
+        end = [tokenizer.eos_token_id] * comparison.after.ended[index]
+        with torch.no_grad():
+            logit = classifier(
+                torch.tensor([[*tokenizer(prompt).input_ids, *comparison.after.tokens[index], *end]])
+            ).logits
+        assert comparison.after.judgements["score"][index] == pytest.approx(logit.item() - 0.25, abs=1e-5)
+
+
+def test_kl_is_that_of_whole_responses_by_enumeration(tmp_path):
+    """Three tokens (one ends) and three positions: every response and its probability can be listed."""
+    words, length, temperature = ("a", "b"), 3, 1.5
+    inputs = {
+        "data": tiny_chain.write_prompts(tmp_path / "data", [{"prompt": "a b"}] * 600),
+        "sft": tiny_chain.write_model(tmp_path / "sft", 0, words),
+        "ppo": tiny_chain.write_model(tmp_path / "ppo", 0, words, favourite="a", by=1.0),
+    }
+    sampling = SamplingConfig(response_length=length, temperature=temperature)
+    config = EvaluateConfig(num_prompts=600, sampling=sampling, metrics={"m": f"{HERE}:count_good"}, batch_size=512)
+    policy, reference = (_response_logprobs(inputs[name], [2, 3], length, temperature) for name in ("ppo", "sft"))
+    definition = sum(math.exp(policy[response]) * (policy[response] - reference[response]) for response in policy)
+
+    comparison = concatenate(list(compare(load_contest(config, inputs), [{"prompt": "a b"}] * 600, config)))
+    responses = [
+        (*tokens, 1) if ended else tuple(tokens)
+        for tokens, ended in zip(comparison.after.tokens, comparison.after.ended, strict=True)
+    ]
+    kl = comparison.kl
+
+    assert kl == pytest.approx([policy[response] - reference[response] for response in responses], abs=1e-5)
+    assert sum(math.exp(logprob) for logprob in policy.values()) == pytest.approx(1, abs=1e-5)
+    assert definition > 0.05
+    assert kl.mean() == pytest.approx(definition, abs=4 * kl.std() / math.sqrt(600))
+
+
+def _response_logprobs(folder, prompt, length, temperature):
+    """Log probability of every response that ends with EOS (1) or after `length` tokens, by plain forward passes."""
+    model, vocabulary, result = load_causal_lm(folder), range(4), {}
+    for response in itertools.chain.from_iterable(
+        itertools.product(vocabulary, repeat=n) for n in range(1, length + 1)
+    ):
+        if 1 not in response[:-1] and (response[-1] == 1 or len(response) == length):
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+            logprobs = (logits / temperature).log_softmax(-1)
+            result[response] = sum(logprobs[place, token].item() for place, token in enumerate(response))
+    return result
+
+
+def test_batch_size_and_token_budget_change_no_answer(chain, plain):
+    whole, samples = evaluate(chain)
+    parts, same_samples = evaluate(chain, batch_size=3, token_budget=16)
+
+    assert [sample["after"] for sample in samples] == [sample["after"] for sample in same_samples]
+    assert parts["kl"] == pytest.approx(whole["kl"], abs=1e-5)
+
+
+def test_the_seed_chooses_the_prompts(chain, plain):
+    _, again = evaluate(chain)
+    _, other = evaluate(chain, seed=1)
+
+    assert plain[1] == again
+    assert [sample["prompt"] for sample in other] != [sample["prompt"] for sample in again]
+
+
+def test_the_seed_chooses_the_answers(chain, tmp_path):
+    inputs = chain | {"data": tiny_chain.write_prompts(tmp_path, [{"prompt": "good film"}] * 4)}
+    runs = [[sample["after"] for sample in evaluate(inputs, seed=seed)[1]] for seed in (0, 1)]
+
+    assert runs[0] != runs[1]
+
+
+def test_more_prompts_than_there_are_means_all_of_them(chain, plain):
+    report, _ = evaluate(chain, num_prompts=1000)
+
+    assert report["num_prompts"] == 8
+
+
+def test_more_bootstrap_draws_give_other_ends(chain, plain):
+    few, _ = evaluate(chain, num_bootstrap=100)
+    many, _ = evaluate(chain, num_bootstrap=1000)
+
+    assert few["kl"] == many["kl"]
+    assert few["kl_low"] != many["kl_low"]
+
+
+def test_bfloat16_is_close_and_not_equal(chain, plain):
+    exact, _ = evaluate(chain)
+    rough, _ = evaluate(chain, dtype="bfloat16")
+
+    assert rough["kl"] != exact["kl"]
+    assert rough["kl"] == pytest.approx(exact["kl"], rel=0.5)
+
+
+def test_no_judge_is_refused(chain, tmp_path):
+    inputs = {name: folder for name, folder in chain.items() if name != "reward_model"}
+
+    with pytest.raises(InputError, match="Nothing judges the answers"):
+        main(EvaluateConfig(), inputs, tmp_path)
+
+
+def test_no_prompts_are_refused(chain, tmp_path):
+    data = tiny_chain.write_prompts(tmp_path / "data", [])
+
+    with pytest.raises(InputError, match=r"prompts_test\.parquet holds no prompts"):
+        main(EvaluateConfig(), chain | {"data": data}, tmp_path)
+
+
+def test_a_reward_model_in_the_policys_place_is_refused(chain, tmp_path):
+    with pytest.raises(InputError, match="expected a causal language model"):
+        main(EvaluateConfig(), chain | {"ppo": chain["reward_model"]}, tmp_path)
+
+
+def test_another_tokenizer_is_refused_by_its_first_other_token(chain, tmp_path):
+    other = tiny_chain.write_model(tmp_path / "other", 0, (*tiny_chain.WORDS[:-1], "never"))
+
+    with pytest.raises(InputError, match=r"10 tokens, EOS 1.*differ, first at 'never'"):
+        main(EvaluateConfig(), chain | {"ppo": other}, tmp_path)
+
+
+def test_prompts_that_leave_no_room_for_the_response_are_refused(chain, tmp_path):
+    config = EvaluateConfig(sampling=SamplingConfig(response_length=31))
+
+    with pytest.raises(InputError, match=r"longest prompt has 2 tokens.*32 positions"):
+        main(config, chain, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "problem"),
+    [({"score": "a:b"}, "none of score"), ({"two words": "a:b"}, "must be a word"), ({"m": "a.b"}, "package.module")],
+)
+def test_a_metric_needs_a_free_name_and_a_function(metrics, problem):
+    with pytest.raises(ValueError, match=problem):
+        EvaluateConfig(metrics=metrics)
+
+
+def test_a_metric_that_cannot_be_imported_is_named(chain, tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.mine: .*nowhere"):
+        main(EvaluateConfig(metrics={"mine": "nowhere:at_all"}), chain, tmp_path)

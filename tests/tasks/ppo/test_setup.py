@@ -1,0 +1,79 @@
+import shutil
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.errors import InputError
+from tasks.ppo import memory
+from tasks.ppo.config import PPOConfig
+from tasks.ppo.setup import check_batch, context_length, set_up
+from tests.tasks.ppo.tiny import make_tokenizer
+
+
+@pytest.fixture
+def inputs(world, monkeypatch) -> dict[str, Any]:
+    """Of a run that is fine; what is refused must be refused before the models are loaded."""
+
+    def too_late(*_: object) -> None:
+        raise AssertionError("the models were loaded")
+
+    monkeypatch.setattr("tasks.ppo.setup.load_models", too_late)
+    return {name: world[name] for name in ("data", "policy", "reward_model")}
+
+
+def refused(inputs: dict[str, Any], message: str, **options: Any) -> None:
+    settings = {"sampling": {"response_length": 8}, "batch_size": 4} | options
+    with pytest.raises(InputError, match=message):
+        set_up(PPOConfig.model_validate(settings), inputs)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
+    check_batch(PPOConfig(batch_size=48, num_mini_batches=3), 8)
+    with pytest.raises(InputError, match=r"batch_size 48 .* num_mini_batches 4 x processes 8 = 32.*multiple of 32"):
+        check_batch(PPOConfig(batch_size=48, num_mini_batches=4), 8)
+
+
+def test_missing_and_surplus_inputs_are_refused(inputs) -> None:
+    refused({"policy": inputs["policy"]}, "--input data=DIR is missing")
+    refused({name: inputs[name] for name in ("data", "policy")}, "--input reward_model=DIR is missing")
+    refused(inputs, "Both --input reward_model and reward_function", reward_function="tasks.rewards:gsm8k_reward_fn")
+
+
+def test_models_of_the_wrong_kind_are_refused(inputs) -> None:
+    refused(inputs | {"policy": inputs["reward_model"]}, "kind `model`.*found a reward model")
+    refused(inputs | {"reward_model": inputs["policy"]}, "kind `reward_model`.*found a causal language model")
+
+
+def test_a_reward_model_with_another_tokenizer_is_refused(inputs, tmp_path) -> None:
+    folder = shutil.copytree(inputs["reward_model"], tmp_path / "reward")
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["w99"])
+    tokenizer.save_pretrained(folder)
+    refused(inputs | {"reward_model": folder}, "another tokenizer than the policy")
+
+
+def test_a_response_longer_than_the_context_is_refused(inputs) -> None:
+    assert context_length(inputs["policy"]) == 64
+    refused(inputs, "response_length 64 leaves no room .* context of 64", sampling={"response_length": 64})
+
+
+def test_prompts_that_do_not_fit_or_are_over_already_are_refused(inputs, tmp_path) -> None:
+    for name, prompt, message in (
+        ("long", " ".join(["w5"] * 60), "none of the 2 records .* at most 56 tokens.* the shortest has 60"),
+        ("ended", "w5 <eos>", "record 0 of prompts_train ends in <eos>"),
+        ("empty", "", "record 0 of prompts_train has no tokens"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        for split in ("train", "test"):
+            pq.write_table(pa.table({"prompt": [prompt] * 2}), folder / f"prompts_{split}.parquet")
+        refused(inputs | {"data": folder}, message)
+
+
+def test_too_little_memory_is_refused_with_what_to_change(inputs, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**20)
+    refused(inputs, "PPO needs .* per process and 0.00 GiB is free: models .*micro_batch_tokens", batch_size=64)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**18)
+    refused(inputs, "Set models shared, or lower lora.r", models="separate", micro_batch_tokens=1)

@@ -1,0 +1,206 @@
+"""Adapters on one frozen base: what is trained, what a switch does, what a file holds."""
+
+import json
+
+import pytest
+import torch
+
+from tasks.actor_critic import load_actor_critic, save_actor_critic
+from tasks.adapters import (
+    adapter_parameters,
+    adapter_state,
+    add_lora,
+    add_lora_to_classifier,
+    load_adapter,
+    load_adapter_state,
+    load_merged,
+    lora_layers,
+    save_adapter,
+    set_trainable,
+    use_adapter,
+)
+from tasks.config import LoraConfig
+from tasks.errors import InputError
+from tasks.modeling import load_causal_lm, load_classifier
+from tests.tasks.tiny_models import make_model, make_tokenizer, write_model
+
+IDS = torch.tensor([[3, 5, 7, 9, 11]])
+RANK_2 = LoraConfig(r=2, alpha=4.0)
+NUM_TENSORS = 2 * 7 * 2  # layers x linear modules of a Llama layer x (A, B)
+
+
+def trainable(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def with_random_adapters(*names, seed=3, config=RANK_2):
+    """Adapters whose B matrices are not zero, so that each changes the output in its own way."""
+    torch.manual_seed(seed)
+    model = add_lora(make_model(), config, names).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def test_add_lora_trains_every_adapter_tensor_and_nothing_else():
+    model = add_lora(make_model(), RANK_2, ["policy", "value"])
+    assert len(trainable(model)) == 2 * NUM_TENSORS
+    assert all("lora_" in name for name in trainable(model))
+
+
+def test_training_an_adapter_changes_every_tensor_of_it_and_no_other():
+    model = with_random_adapters("policy", "value")
+    set_trainable(model, ["policy"])
+    use_adapter(lora_layers(model), "policy")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == set(adapter_parameters(model, "policy"))
+    assert len(changed) == NUM_TENSORS
+
+
+def test_a_switch_gives_what_pefts_own_switches_give():
+    model = with_random_adapters("policy", "value")
+    layers = lora_layers(model)
+    outputs = {}
+    for name in ("policy", "value", None):
+        use_adapter(layers, name)
+        outputs[name] = model(IDS).logits
+    model = with_random_adapters("policy", "value")
+    for name in ("policy", "value"):
+        model.set_adapter(name)
+        assert torch.equal(model(IDS).logits, outputs[name])
+    with model.disable_adapter():
+        assert torch.equal(model(IDS).logits, outputs[None])
+    assert torch.equal(outputs[None], make_model()(IDS).logits)
+    assert not torch.allclose(outputs["policy"], outputs["value"])
+
+
+def test_a_switch_leaves_what_requires_gradients_alone():
+    model = with_random_adapters("policy", "value")
+    set_trainable(model, ["value"])
+    expected = trainable(model)
+    for name in ("policy", None, "value"):
+        use_adapter(lora_layers(model), name)
+        assert trainable(model) == expected
+
+
+def test_loading_an_adapter_freezes_it_and_leaves_the_others_trainable(tmp_path):
+    save_adapter(tmp_path, with_random_adapters("x"), "x", make_tokenizer())
+    model = add_lora(make_model(), RANK_2, ["policy", "value"])
+    expected = trainable(model)
+    model = load_adapter(model, tmp_path, "reward")
+    assert trainable(model) == expected
+    assert len(adapter_parameters(model, "reward")) == NUM_TENSORS
+
+
+def test_a_saved_adapter_loads_with_equal_logits(tmp_path):
+    model = with_random_adapters("x")
+    save_adapter(tmp_path, model, "x", make_tokenizer())
+    assert torch.equal(load_adapter(make_model(), tmp_path, "y")(IDS).logits, model(IDS).logits)
+
+
+def test_a_saved_adapter_names_no_folder_of_the_machine_and_is_the_same_every_time(tmp_path):
+    for name in ("one", "two"):
+        model = with_random_adapters("x")
+        model.peft_config["x"].base_model_name_or_path = "/somewhere/on/this/machine"
+        save_adapter(tmp_path / name, model, "x", make_tokenizer())
+    text = (tmp_path / "one" / "adapter_config.json").read_text()
+    assert json.loads(text)["base_model_name_or_path"] is None
+    assert json.loads(text)["target_modules"] == sorted(json.loads(text)["target_modules"])
+    assert text == (tmp_path / "two" / "adapter_config.json").read_text()
+
+
+def test_merged_weights_are_base_plus_scaled_product(tmp_path):
+    model = with_random_adapters("x")
+    save_adapter(tmp_path / "adapter", model, "x", make_tokenizer())
+    merged = load_merged(write_model(tmp_path / "base"), tmp_path / "adapter")
+    state = adapter_state(model, "x")
+    name = "model.layers.1.mlp.up_proj"
+    a, b = (state[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    expected = make_model().get_parameter(f"{name}.weight") + 4.0 / 2 * b @ a  # alpha / r
+    torch.testing.assert_close(merged.get_parameter(f"{name}.weight"), expected)
+    torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    save_adapter(tmp_path, with_random_adapters("x"), "x", make_tokenizer())
+    with pytest.raises(InputError, match="does not fit this base model"):
+        load_adapter(make_model(intermediate_size=32), tmp_path, "x")
+
+
+def test_a_state_with_a_tensor_less_is_refused():
+    model = with_random_adapters("x")
+    state = adapter_state(model, "x")
+    missing = sorted(state)[0]
+    del state[missing]
+    with pytest.raises(InputError, match=missing):
+        load_adapter_state(model, state, "x")
+
+
+def test_a_module_that_the_model_has_not_is_refused():
+    with pytest.raises(InputError, match="no_such_module"):
+        add_lora(make_model(), LoraConfig(target_modules=["no_such_module"]), ["x"])
+
+
+def test_rank_and_target_modules_set_the_tensors():
+    model = add_lora(make_model(), LoraConfig(r=3, target_modules=["q_proj"]), ["x"])
+    shapes = sorted(tuple(tensor.shape) for tensor in adapter_state(model, "x").values())
+    assert shapes == [(3, 16), (3, 16), (16, 3), (16, 3)]
+
+
+def test_alpha_scales_the_change():
+    small, large = (with_random_adapters("x", config=LoraConfig(r=2, alpha=alpha)) for alpha in (1e-3, 2e-3))
+    base = make_model()(IDS).logits
+    ratio = (large(IDS).logits - base).norm() / (small(IDS).logits - base).norm()
+    torch.testing.assert_close(ratio.item(), 2.0, rtol=0.02, atol=0)
+
+
+def test_dropout_is_active_in_training_only():
+    model = with_random_adapters("x", config=LoraConfig(r=2, dropout=0.5))
+    assert torch.equal(model(IDS).logits, model(IDS).logits)
+    model.train()
+    assert not torch.equal(model(IDS).logits, model(IDS).logits)
+
+
+def test_a_classifier_trains_its_adapter_and_its_head_only(tmp_path):
+    model = add_lora_to_classifier(load_classifier(write_model(tmp_path)), RANK_2, "default")
+    names = trainable(model)
+    assert sum("lora_" in name for name in names) == NUM_TENSORS
+    assert [name for name in names if "lora_" not in name] == ["base_model.model.score.modules_to_save.default.weight"]
+
+
+def test_a_full_actor_critic_returns_its_tensors(tmp_path):
+    model = make_model()
+    value = {"head.weight": torch.ones(1, 16), "backbone.norm.weight": torch.ones(16)}
+    save_actor_critic(tmp_path, model, value, make_tokenizer(), details={"iteration": 7})
+    loaded = load_actor_critic(tmp_path)
+    assert (loaded.tuning, loaded.details["iteration"]) == ("full", 7)
+    assert set(loaded.policy) == set(model.state_dict())
+    assert set(loaded.value) == set(value)
+
+
+def test_tied_weights_are_saved_once(tmp_path):
+    save_actor_critic(tmp_path, make_model(tie_word_embeddings=True), {}, make_tokenizer())
+    assert "lm_head.weight" not in load_actor_critic(tmp_path).policy
+
+
+def test_an_adapters_actor_critic_holds_adapters_only(tmp_path):
+    model = with_random_adapters("policy", "value")
+    value = {**adapter_state(model, "value"), "head.weight": torch.ones(1, 16)}
+    save_actor_critic(tmp_path, model, value, make_tokenizer(), adapter="policy")
+    loaded = load_actor_critic(tmp_path)
+    assert loaded.tuning == "lora"
+    assert len(loaded.policy) == NUM_TENSORS
+    assert len(loaded.value) == NUM_TENSORS + 1
+    torch.testing.assert_close(loaded.policy, adapter_state(model, "policy"), rtol=0, atol=0)
+
+
+def test_what_ppo_saved_is_not_a_language_model(tmp_path):
+    save_actor_critic(tmp_path, make_model(), {}, make_tokenizer())
+    with pytest.raises(InputError, match="as PPO saves them"):
+        load_causal_lm(tmp_path)

@@ -1,0 +1,368 @@
+"""Publishing and fetching, against a folder and in the slow part against Swift and Ceph."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts import (
+    Artifact,
+    DamagedArtifact,
+    Store,
+    artifact_key,
+    code_version,
+    fetch,
+    find,
+    import_external,
+    publish,
+    read_files,
+    store_at,
+)
+from tasks.errors import InputError
+from tasks.manifest import FileEntry, describe_folder, is_safe_name
+from tasks.transfer import Chunk
+
+CHUNK = 5 * 2**20
+KEY = "0123456789abcdef" * 2
+
+
+@pytest.fixture
+def store(store_uri: str) -> Store:
+    return store_at(store_uri)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """What a stage left: small files, an empty one, one in a folder, one of four chunks, and what is not published."""
+    folder = tmp_path / "output"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    (folder / "config.json").write_text('{"architectures": ["Fish"]}')
+    (folder / "empty").touch()
+    (folder / "deep" / "er" / "ä file.txt").write_text("text")
+    (folder / "model.safetensors").write_bytes(os.urandom(3 * CHUNK + 5))
+    (folder / "checkpoints" / "step-1" / "state").write_text("not for others")
+    (folder / "error.json").write_text("{}")
+    return folder
+
+
+def published(store: Store, folder: Path, key: str = KEY, **changed: Any) -> Artifact:
+    options = {"stage": "sft", "kind": "model", "config": {"lr": 1e-5}, "inputs": {}, "chunk_bytes": CHUNK}
+    return publish(store, folder, key=key, **options | changed)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def manifest_name(key: str = KEY) -> str:
+    return f"artifacts/sft/{key}/manifest.json"
+
+
+def stored_name(store: Store, file: str) -> str:
+    attempt = json.loads(store.read(manifest_name()) or b"")["attempt"]
+    return f"artifacts/sft/{KEY}/{attempt}/{file}"
+
+
+def overwrite(store: Any, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change what lies in the store behind the pipeline's back."""
+    data = change(store.read(name))
+    if store.uri.startswith("file://"):
+        Path(store.uri.removeprefix("file://"), name).write_bytes(data)
+    else:
+        store.call("put_object", name, Body=data)
+
+
+def flip(position: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def test_what_is_fetched_is_what_was_published(store: Store, output: Path, tmp_path: Path) -> None:
+    artifact = published(store, output)
+    expected = {name: data for name, data in contents(output).items() if not name.startswith(("checkpoints/", "error"))}
+    folder = fetch(store, artifact, tmp_path / "cache")
+    assert contents(folder) == expected
+    assert len(expected) == 4
+    assert artifact.size_bytes == sum(map(len, expected.values()))
+    assert find(store, "sft", KEY) == artifact
+    assert import_external(artifact.uri) == artifact
+
+
+def test_the_manifest_gives_the_hash_of_every_file_and_chunk(store: Store, output: Path) -> None:
+    source = Artifact(uri="hf://a/b@c", kind="model", digest="d" * 64)
+    published(store, output, inputs={"model": source})
+    manifest = json.loads(store.read(manifest_name()) or b"")
+    data = (output / "model.safetensors").read_bytes()
+    parts = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
+    assert len(parts) == 4
+    assert manifest["files"]["model.safetensors"] == {
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "chunks": [hashlib.sha256(part).hexdigest() for part in parts],
+    }
+    assert (manifest["kind"], manifest["config"], manifest["inputs"]) == ("model", {"lr": 1e-5}, {"model": "d" * 64})
+    assert manifest["code_version"] == code_version()
+
+
+def test_an_attempt_that_ends_before_its_manifest_leaves_no_artifact(
+    store: Any, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(name: str, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create", killed)
+        with pytest.raises(KeyboardInterrupt):
+            published(store, output)
+    assert find(store, "sft", KEY) is None
+    (output / "config.json").write_text("another attempt's")
+    assert contents(fetch(store, published(store, output), tmp_path / "cache"))["config.json"] == b"another attempt's"
+
+
+def test_an_interrupted_upload_sends_only_what_is_missing(
+    s3_uri: str, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = store_at(s3_uri)
+    sent: list[tuple[str, int]] = []
+    call = type(store).call
+
+    def record(self: Any, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
+        if operation == "upload_part" and arguments["PartNumber"] == 3 and not sent.count(("cut", 0)):
+            sent.append(("cut", 0))
+            raise KeyboardInterrupt
+        if operation in ("put_object", "upload_part"):
+            sent.append((name.rpartition("/")[2], arguments.get("PartNumber", 0)))
+        return call(self, operation, name, **arguments)
+
+    monkeypatch.setattr(type(store), "call", record)
+    with pytest.raises(KeyboardInterrupt):
+        published(store, output)
+    before = set(sent)
+    sent[:] = [("cut", 0)]
+    artifact = published(store, output)
+    assert ("model.safetensors", 3) in sent
+    assert not before & set(sent[1:])
+    data = (output / "model.safetensors").read_bytes()
+    assert contents(fetch(store, artifact, tmp_path / "cache"))["model.safetensors"] == data
+
+
+def test_two_publishers_at_once_end_in_one_whole_artifact(store_uri: str, tmp_path: Path) -> None:
+    rounds = 4
+    for attempt in range(rounds):
+        key = artifact_key("sft", {"round": attempt}, {}, "code")
+        folders = [tmp_path / f"{attempt}-{name}" for name in ("one", "two")]
+        start = threading.Barrier(2)
+
+        def race(folder: Path, key: str = key, start: threading.Barrier = start) -> Artifact:
+            store = store_at(store_uri)
+            start.wait()
+            return published(store, folder, key)
+
+        for folder in folders:
+            folder.mkdir()
+            for name in "abc":
+                (folder / name).write_text(f"{folder.name} {name}")
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(race, folders)
+        assert first == second
+        fetched = contents(fetch(store_at(store_uri), first, tmp_path / "cache"))
+        assert fetched in [contents(folder) for folder in folders]
+
+
+def test_an_artifact_that_is_there_is_neither_replaced_nor_sent_again(
+    store: Store, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = published(store, output)
+    (output / "config.json").write_text("later")
+    monkeypatch.setattr(store, "begin", None)
+    assert published(store, output) == first
+    store.create(manifest_name(), b"later")
+    assert find(store, "sft", KEY) == first
+
+
+def test_a_flipped_bit_in_the_store_is_named_with_its_file_and_chunk(
+    store: Store, output: Path, tmp_path: Path
+) -> None:
+    artifact = published(store, output)
+    overwrite(store, stored_name(store, "model.safetensors"), flip(CHUNK + 7))
+    with pytest.raises(
+        DamagedArtifact, match=r"model\.safetensors is damaged: chunk 1 .*does not match its SHA-256.*Delete"
+    ):
+        fetch(store, artifact, tmp_path / "cache")
+    assert not (tmp_path / "cache" / artifact.digest).exists()
+
+
+def test_a_truncated_file_in_the_store_is_named(store: Store, output: Path, tmp_path: Path) -> None:
+    artifact = published(store, output)
+    overwrite(store, stored_name(store, "model.safetensors"), lambda data: data[: 2 * CHUNK])
+    with pytest.raises(DamagedArtifact, match=r"model\.safetensors is damaged: chunk [23]"):
+        fetch(store, artifact, tmp_path / "cache")
+
+
+def test_a_folders_name_may_hold_spaces_and_percent_signs(output: Path, tmp_path: Path) -> None:
+    store = store_at(f"file://{tmp_path}/my%20store%25")
+    artifact = published(store, output)
+    assert (tmp_path / "my store%" / manifest_name()).is_file()
+    assert import_external(artifact.uri) == artifact
+    assert contents(fetch(store, artifact, tmp_path / "cache"))["config.json"]
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b"1e-05", b"1e-04"), flip(0), lambda data: data[:50]])
+def test_a_changed_manifest_is_refused(store: Store, output: Path, change: Callable[[bytes], bytes]) -> None:
+    published(store, output)
+    overwrite(store, manifest_name(), change)
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json is damaged"):
+        find(store, "sft", KEY)
+
+
+def test_a_manifest_of_other_content_is_refused(store: Store, output: Path, tmp_path: Path) -> None:
+    artifact = published(store, output)
+    with pytest.raises(DamagedArtifact, match=f"its digest is {artifact.digest}, expected 000"):
+        fetch(store, artifact.model_copy(update={"digest": "0" * 64}), tmp_path / "cache")
+
+
+def test_a_flipped_bit_in_the_cache_is_fetched_again(tmp_path: Path, output: Path) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    artifact = published(store, output)
+    cached = fetch(store, artifact, tmp_path / "cache") / "model.safetensors"
+    good = cached.read_bytes()
+    cached.write_bytes(flip(2 * CHUNK)(good))
+    assert (fetch(store, artifact, tmp_path / "cache") / "model.safetensors").read_bytes() == good
+
+
+def test_a_file_that_is_too_short_is_fetched_again_even_with_its_old_time(tmp_path: Path, output: Path) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    artifact = published(store, output)
+    cached = fetch(store, artifact, tmp_path / "cache") / "config.json"
+    good, time = cached.read_bytes(), cached.stat().st_mtime
+    cached.write_bytes(good[:-1])
+    os.utime(cached, (time, time))
+    assert (fetch(store, artifact, tmp_path / "cache") / "config.json").read_bytes() == good
+
+
+def test_an_untouched_cache_entry_is_not_hashed_again(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    artifact = published(store, output)
+    folder = fetch(store, artifact, tmp_path / "cache")
+    monkeypatch.setattr(Chunk, "read", None)
+    assert fetch(store, artifact, tmp_path / "cache") == folder
+
+
+def test_a_file_that_changes_while_it_is_published_is_noticed(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe(*arguments: Any) -> dict[str, FileEntry]:
+        files = describe_folder(*arguments)
+        (output / "config.json").write_text("changed")
+        return files
+
+    monkeypatch.setattr("tasks.artifacts.describe_folder", describe)
+    with pytest.raises(RuntimeError, match=r"config\.json changed while"):
+        published(store_at(f"file://{tmp_path}/store"), output)
+
+
+def test_only_the_chunks_that_are_missing_are_fetched(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = store_at(f"file://{tmp_path}/store")
+    artifact = published(store, output)
+    cached = fetch(store, artifact, tmp_path / "cache") / "model.safetensors"
+    cached.write_bytes(cached.read_bytes()[: 2 * CHUNK])
+    asked: list[int] = []
+    read_range = store.read_range
+    monkeypatch.setattr(
+        store, "read_range", lambda name, start, size: asked.append(start) or read_range(name, start, size)
+    )
+    fetch(store, artifact, tmp_path / "cache")
+    assert sorted(asked) == [2 * CHUNK, 3 * CHUNK]
+    asked.clear()
+    fetch(store, artifact, tmp_path / "cache")
+    assert asked == []
+
+
+def test_several_fetches_at_once_share_one_download(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = store_at(f"file://{tmp_path}/store")
+    artifact = published(store, output)
+    asked: list[str] = []
+    read_range = store.read_range
+    monkeypatch.setattr(store, "read_range", lambda name, *span: asked.append(name) or read_range(name, *span))
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: fetch(store, artifact, tmp_path / "cache"), range(4)))
+    assert len(set(folders)) == 1
+    assert len([name for name in asked if name.endswith("model.safetensors")]) == 4
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/../../b", "a//b", "a\\b", ".", "", "a/./b", "line\nbreak"])
+def test_a_name_that_leaves_the_folder_is_not_safe(name: str) -> None:
+    assert not is_safe_name(name)
+
+
+def test_a_manifest_whose_names_leave_the_folder_is_refused(tmp_path: Path, output: Path) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    published(store, output)
+
+    def escape(data: bytes) -> bytes:
+        manifest = json.loads(data.replace(b'"empty"', b'"../../empty"'))
+        del manifest["checksum"]
+        body = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        return json.dumps({**manifest, "checksum": hashlib.sha256(body).hexdigest()}).encode()
+
+    overwrite(store, manifest_name(), escape)
+    with pytest.raises(DamagedArtifact, match=r"'\.\./\.\./empty' leaves"):
+        find(store, "sft", KEY)
+
+
+def test_an_artifact_that_is_gone_is_named(tmp_path: Path, output: Path) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    artifact = published(store, output)
+    Path(tmp_path, "store", manifest_name()).unlink()
+    with pytest.raises(InputError, match=r"is gone.*Run the stage sft again"):
+        fetch(store, artifact, tmp_path / "cache")
+
+
+def test_small_files_are_read_in_the_patterns_order(store: Store, output: Path) -> None:
+    artifact = published(store, output)
+    files = read_files(store, artifact, "empty", "*.json")
+    assert list(files.items()) == [("empty", b""), ("config.json", (output / "config.json").read_bytes())]
+
+
+def test_a_stage_that_left_nothing_is_not_published(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    with pytest.raises(InputError, match="left no files"):
+        published(store_at(f"file://{tmp_path}/store"), tmp_path / "output")
+
+
+def test_the_digest_is_of_kind_and_content_alone(tmp_path: Path, output: Path) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    same = published(store, output, "1" * 32).digest
+    assert published(store, output, "2" * 32, config={"lr": 2.0}).digest == same
+    assert published(store, output, "3" * 32, kind="adapter").digest != same
+    (output / "empty").rename(output / "renamed")
+    assert published(store, output, "4" * 32).digest != same
+
+
+def test_the_key_depends_on_each_of_its_parts() -> None:
+    one = Artifact(uri="s3://a/b", kind="data", digest="1")
+    parts: list[tuple[str, Mapping[str, Any], Mapping[str, Artifact], str]] = [
+        ("sft", {"a": 1}, {"data": one}, "v"),
+        ("ppo", {"a": 1}, {"data": one}, "v"),
+        ("sft", {"a": 2}, {"data": one}, "v"),
+        ("sft", {"a": 1}, {"model": one}, "v"),
+        ("sft", {"a": 1}, {"data": one.model_copy(update={"digest": "2"})}, "v"),
+        ("sft", {"a": 1}, {"data": one}, "w"),
+    ]
+    assert len({artifact_key(*part) for part in parts}) == len(parts)
+    moved = one.model_copy(update={"uri": "file:///elsewhere"})
+    assert artifact_key("sft", {"b": 2, "a": 1}, {"data": moved}, "v") == artifact_key(
+        "sft", {"a": 1, "b": 2}, {"data": one}, "v"
+    )
