@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tasks.modeling import backbone
 from tasks.tracking import MetricsLog, plot_curves, read_metrics
 from tasks.trainer_config import TrainerConfig
 
@@ -37,7 +38,6 @@ def training_options(config: TrainerConfig, output: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
-        "neftune_noise_alpha": config.embedding_noise or None,
         "bf16": config.dtype == "bfloat16",
         "activation_checkpointing": config.gradient_checkpointing,
         "optim": "adamw_torch_fused",
@@ -122,6 +122,24 @@ class MetricsCallback(TrainerCallback):
         self.log.write(state.global_step, state.max_steps, metrics)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"step {state.global_step}/{state.max_steps}  {shown}", flush=True)
+
+
+def add_dropout(model: PreTrainedModel, share: float) -> None:
+    """Drop a share of the embeddings [B, T, D] and of the last hidden states [B, T, D] while `model` is in training.
+
+    Hooks: today's architectures have dropout in their attention only, and TRL switches that of reward models off.
+    """
+
+    def drop(module: nn.Module, _: Any, hidden: Tensor) -> Tensor:
+        return nn.functional.dropout(hidden, share, module.training)
+
+    def drop_last(module: nn.Module, inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = drop(module, inputs, output.last_hidden_state)
+        return output
+
+    if share:
+        model.get_input_embeddings().register_forward_hook(drop)
+        backbone(model).register_forward_hook(drop_last)
 
 
 def run_training(trainer: Any, output: Path) -> None:

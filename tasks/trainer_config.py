@@ -37,11 +37,12 @@ class TrainerConfig(Config):
         1024, ge=2, title="Longest record", description="Prompt and completion together, in tokens."
     )
     weight_decay: float = Field(0.0, ge=0, title="Weight decay", description="AdamW's decoupled weight decay.")
-    embedding_noise: float = Field(
+    dropout: float = Field(
         0.0,
         ge=0,
-        title="Embedding noise",
-        description="NEFTune's alpha (arXiv:2310.05914): noise in training, against overfitting; 0 = none.",
+        lt=1,
+        title="Dropout",
+        description="Share of the embeddings and of the last hidden states dropped in training: against overfitting.",
     )
     max_grad_norm: float = Field(
         1.0, ge=0, title="Gradient clipping", description="Longest gradient, in L2 norm; 0 = not clipped."

@@ -24,7 +24,7 @@ from tasks.adapters import adapter_state, add_lora_to_classifier, write_adapter
 from tasks.data import read_split
 from tasks.errors import InputError
 from tasks.examples import encode_pair
-from tasks.hf_trainer import LocalTrainer, run_training, save_curves, training_options
+from tasks.hf_trainer import LocalTrainer, add_dropout, run_training, save_curves, training_options
 from tasks.model_files import require_kind, write_json
 from tasks.modeling import (
     load_classifier,
@@ -129,6 +129,7 @@ def make_trainer(
     """A trainer of the language model in the folder `model` with a fresh head, all of it or adapters and head only."""
     set_seed(config.seed)
     classifier = load_classifier(model, config.weights_dtype)
+    add_dropout(classifier, config.dropout)
     pad_token_id = padding_for_pooling(tokenizer)
     trainer = PairTrainer(
         model=add_lora_to_classifier(classifier, config.lora, ADAPTER) if config.lora else classifier,

@@ -24,6 +24,7 @@ from tasks.errors import InputError
 from tasks.examples import corpus_texts, encode_pair
 from tasks.hf_trainer import (
     LocalTrainer,
+    add_dropout,
     last_logged,
     run_training,
     save_curves,
@@ -159,6 +160,7 @@ def make_trainer(
     """A trainer of `model`, with fresh adapters on it if the config says so."""
     arguments = TRLConfig(**training_options(config, output))
     set_seed(config.seed)
+    add_dropout(model, config.dropout)
     return CompletionTrainer(
         model=add_lora(model, config.lora, [ADAPTER]) if config.lora else model,
         args=arguments,

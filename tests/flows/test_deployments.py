@@ -125,8 +125,7 @@ def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
 ) -> None:
     overrides = f"overrides={json.dumps(SMALLEST)}"
     command(environment, "prefect", "deployment", "run", "alignment/demo", "-p", overrides, "--watch")
-    [run] = api.post("flow_runs/filter")
-    assert run["state_type"] == "COMPLETED"
+    [run] = completed_runs(api, api.deployments()["demo"]["id"])
     tasks = wait_for(lambda: finished_tasks(api, run["id"]), timeout_s=20)
     assert sorted(tasks) == sorted(STAGES)
     keys = {artifact["key"] for artifact in api.post("artifacts/filter", limit=200)}

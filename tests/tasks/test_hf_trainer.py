@@ -3,11 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import TrainerControl
 
-from tasks.hf_trainer import MetricsCallback, last_logged, training_options
+from tasks.hf_trainer import MetricsCallback, add_dropout, last_logged, training_options
+from tasks.modeling import backbone, load_causal_lm
 from tasks.tracking import read_metrics
 from tasks.trainer_config import TrainerConfig
+from tests.tasks.tiny_models import write_model
 
 STATE = SimpleNamespace(is_world_process_zero=True, global_step=2, max_steps=8)
 
@@ -23,7 +26,6 @@ STATE = SimpleNamespace(is_world_process_zero=True, global_step=2, max_steps=8)
         ({"per_device_batch_size": 3}, "per_device_train_batch_size", 3),
         ({"gradient_accumulation_steps": 5}, "gradient_accumulation_steps", 5),
         ({"weight_decay": 0.1}, "weight_decay", 0.1),
-        ({"embedding_noise": 4.0}, "neftune_noise_alpha", 4.0),
         ({"max_grad_norm": 0.3}, "max_grad_norm", 0.3),
         ({"dtype": "bfloat16"}, "bf16", True),
         ({"gradient_checkpointing": True}, "activation_checkpointing", True),
@@ -44,6 +46,25 @@ def test_without_max_steps_the_epochs_count(tmp_path):
 def test_weights_in_training_are_float32_and_the_frozen_base_of_lora_is_not():
     assert TrainerConfig(dtype="bfloat16").weights_dtype == "float32"
     assert TrainerConfig(dtype="bfloat16", lora={"r": 2}).weights_dtype == "bfloat16"
+
+
+def test_dropout_acts_in_training_on_embeddings_and_last_hidden_states_and_nowhere_else(tmp_path):
+    model = load_causal_lm(write_model(tmp_path))
+    ids = torch.tensor([[3, 4, 5, 6]])
+    plain = backbone(model)(ids).last_hidden_state
+    add_dropout(model, 0.5)
+    assert torch.equal(backbone(model.eval())(ids).last_hidden_state, plain)
+    model.train()
+    assert 0 < (model.get_input_embeddings()(ids) == 0).float().mean() < 1
+    assert 0 < (backbone(model)(ids).last_hidden_state == 0).float().mean() < 1
+
+
+def test_no_dropout_leaves_training_as_it_is(tmp_path):
+    model = load_causal_lm(write_model(tmp_path)).train()
+    ids = torch.tensor([[3, 4, 5, 6]])
+    plain = backbone(model)(ids).last_hidden_state
+    add_dropout(model, 0.0)
+    assert torch.equal(backbone(model)(ids).last_hidden_state, plain)
 
 
 def start(folder, resume_step=0):
