@@ -43,6 +43,6 @@ def alignment(
     parents = {"data": data, "sft": sft, "reward_model": reward_model, "ppo": ppo}
     export = stages.export(options.export, tuned, evaluation, parents, place)
 
-    summary = summarise(sft=sft, reward_model=reward_model, evaluation=evaluation, export=export, place=place)
+    summary = summarise({**parents, "evaluate": evaluation, "export": export}, place)
     create_markdown_artifact(summary.as_markdown(), key="alignment-summary", description=f"Export: `{export.uri}`")
     return summary

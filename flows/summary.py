@@ -52,8 +52,12 @@ class Summary(Config):
     win_rate_high: float = Field(description="Upper end of its 95 % interval.")
     metrics: dict[str, Metric] = Field(description="The same by each other judge.")
     samples: list[Sample] = Field(description="Held-out prompts with both answers, chosen by the seed.")
-    evaluation_uri: str = Field(description="Where the evaluation's report lies.")
-    export_uri: str = Field(description="Where the exported model lies.")
+    artifacts: dict[str, str] = Field(description="Where each stage's artifact lies.")
+
+    @property
+    def export_uri(self) -> str:
+        """Where the exported model lies."""
+        return self.artifacts["export"]
 
     def as_markdown(self) -> str:
         """A table of the figures, and the samples side by side."""
@@ -75,27 +79,25 @@ class Summary(Config):
         return figures | {
             "KL to SFT, nats per response": f"{self.kl:.2f}",
             "win rate over SFT": f"{self.win_rate:.3f} (95 %: {self.win_rate_low:.3f} to {self.win_rate_high:.3f})",
-            "report": self.evaluation_uri,
+            "report": f"{self.artifacts['evaluate']} (report.md)",
             "export": self.export_uri,
         }
 
 
-def summarise(
-    *, sft: Artifact, reward_model: Artifact | None, evaluation: Artifact, export: Artifact, place: Workplace
-) -> Summary:
-    """The run's figures, from the reports of its artifacts."""
-    measured = read_report(evaluation, place)
+def summarise(artifacts: Mapping[str, Artifact | None], place: Workplace) -> Summary:
+    """The run's figures, from the reports of its artifacts by stage."""
+    made = {stage: artifact for stage, artifact in artifacts.items() if artifact is not None}
+    measured = read_report(made["evaluate"], place)
     judge = measured["judge"]
     return Summary(
-        sft_eval_loss=_figure(sft, "eval_loss", place),
-        reward_pair_accuracy=_figure(reward_model, "pair_accuracy", place),
+        sft_eval_loss=_figure(made["sft"], "eval_loss", place),
+        reward_pair_accuracy=_figure(made.get("reward_model"), "pair_accuracy", place),
         score_before=measured[f"{judge}_before"],
         score_after=measured[f"{judge}_after"],
         **{name: measured[name] for name in ("kl", "win_rate", "win_rate_low", "win_rate_high")},
         metrics=_metrics(measured),
         samples=[_sample(sample, judge) for sample in measured["samples"]],
-        evaluation_uri=evaluation.uri,
-        export_uri=export.uri,
+        artifacts={stage: artifact.uri for stage, artifact in made.items()},
     )
 
 

@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> None:
     servers = contextlib.ExitStack()
     atexit.register(servers.close)  # before Prefect registers its own: what it still has to send needs the server
     with PeakMemory() as memory:
-        _start_servers(servers)
+        start_servers(servers)
         from infra.entries import read_entries  # Prefect reads its settings at import: the servers' come first
 
         entries = read_entries(arguments.file)
@@ -86,14 +86,18 @@ def _run(arguments: argparse.Namespace) -> None:
         summary, stages = _run_flow(entries[arguments.entry], arguments.seed, _overrides(arguments.set))
     seconds = {name: stage.seconds for name, stage in stages.items()} | {"total": time.monotonic() - started}
     output = arguments.output or Path(arguments.entry)
-    result = summary.model_dump() | {"seconds": seconds, "peak_rss_bytes": memory.peak_bytes}
+    result = summary.model_dump() | {
+        "export_uri": summary.export_uri,
+        "seconds": seconds,
+        "peak_rss_bytes": memory.peak_bytes,
+    }
     _write(output / "summary.json", result)
     _print(summary, seconds, memory.peak_bytes, output)
     if all(stage.already_done for stage in stages.values()):
         print("Every stage was done already; nothing was computed again.")
 
 
-def _start_servers(servers: contextlib.ExitStack) -> None:
+def start_servers(servers: contextlib.ExitStack) -> None:
     """Local S3 and Prefect, side by side, unless the environment names others; tells this process where they are."""
     prefect = None
     if "PREFECT_API_URL" not in os.environ:

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 NOT_PUBLISHED = ("checkpoints", "error.json")
+CARRIERS = ("artifacts", "externals", "manifest", "runner", "s3", "stages", "stores", "supervisor", "transfer")
 LIBRARIES = ("accelerate", "datasets", "peft", "safetensors", "tokenizers", "torch", "transformers", "trl")
 ARTIFACT_URI = re.compile(r"(?P<store>(s3|file)://.+)/artifacts/(?P<stage>\w+)/(?P<key>[0-9a-f]{32})/?")
 
@@ -59,11 +60,16 @@ def artifact_key(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Art
 
 
 @cache
-def code_version() -> str:
-    """Hash of the sources under tasks/ and of the main libraries' versions: with a change, stages run again."""
+def code_version(stage: str) -> str:
+    """Hash of what decides the stage's result beside its inputs: the sources it may load, and the libraries' versions.
+
+    Those are its own folder and the shared modules of tasks/, without those that only carry files and processes about.
+    """
     root = Path(__file__).parent
+    shared = [path for path in root.glob("*.py") if path.stem not in CARRIERS]
     sources = {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.py")
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (*shared, *root.joinpath(stage).rglob("*.py"))
     }
     return sha256_of([sources, library_versions()])[:16]
 
@@ -110,7 +116,7 @@ def publish(
         inputs={name: artifact.digest for name, artifact in inputs.items()},
         files=files,
         chunk_bytes=chunk_bytes,
-        code_version=code_version(),
+        code_version=code_version(stage),
         libraries=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -155,8 +161,10 @@ def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:
 def read_files(store: Store, artifact: Artifact, *patterns: str) -> dict[str, bytes]:
     """Name and content of the published artifact's files that match one of `patterns`, in the patterns' order.
 
-    For small files: each is held in memory, and nothing is written to the cache.
+    For small files: each is held in memory, and nothing is written to the cache. Empty for what is in no store.
     """
+    if ARTIFACT_URI.fullmatch(artifact.uri) is None:
+        return {}
     store, manifest = _locate(store, artifact)
     names = [name for pattern in patterns for name in fnmatch.filter(manifest.files, pattern)]
     return {name: read_verified(store, manifest, name) for name in names}

@@ -87,7 +87,7 @@ def run_stage(
     """
     check_inputs(stage, inputs)
     options = config.model_dump(mode="json")
-    key = artifact_key(stage.name, options, inputs, code_version())
+    key = artifact_key(stage.name, options, inputs, code_version(stage.name))
     folder = place.folder / stage.name / key
     with _only_one(folder):
         if found := find(place.store, stage.name, key):

@@ -190,8 +190,8 @@ def export(
 
 
 def read_report(artifact: Artifact, place: Workplace) -> dict[str, Any]:
-    """The figures that the stage wrote of its own work."""
-    report: dict[str, Any] = json.loads(read_files(place.store, artifact, "report.json")["report.json"])
+    """The figures that the stage wrote of its own work; empty for what no stage of ours made."""
+    report: dict[str, Any] = json.loads(read_files(place.store, artifact, "report.json").get("report.json", "{}"))
     return report
 
 
@@ -292,5 +292,6 @@ class _RefusalsWithoutTraceback(logging.Filter):
         return True
 
 
+logging.getLogger("tasks").setLevel(logging.INFO)  # pyproject.toml makes it part of the run's log
 for _name in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_name).addFilter(_RefusalsWithoutTraceback())

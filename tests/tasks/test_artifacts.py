@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tasks import artifacts
 from tasks.artifacts import (
     Artifact,
     DamagedArtifact,
@@ -107,7 +109,7 @@ def test_the_manifest_gives_the_hash_of_every_file_and_chunk(store: Store, outpu
         "chunks": [hashlib.sha256(part).hexdigest() for part in parts],
     }
     assert (manifest["kind"], manifest["config"], manifest["inputs"]) == ("model", {"lr": 1e-5}, {"model": "d" * 64})
-    assert manifest["code_version"] == code_version()
+    assert manifest["code_version"] == code_version("sft")
 
 
 def test_an_attempt_that_ends_before_its_manifest_leaves_no_artifact(
@@ -366,3 +368,22 @@ def test_the_key_depends_on_each_of_its_parts() -> None:
     assert artifact_key("sft", {"b": 2, "a": 1}, {"data": moved}, "v") == artifact_key(
         "sft", {"a": 1, "b": 2}, {"data": one}, "v"
     )
+
+
+def test_what_is_in_no_store_has_no_files_to_read(store: Store) -> None:
+    assert read_files(store, Artifact(uri="hf://a/b@c", kind="model", digest="d" * 64), "*") == {}
+
+
+def test_a_stages_code_version_counts_its_own_folder_and_the_shared_modules_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "tasks"
+    shutil.copytree(Path(artifacts.__file__).parent, copy)
+    monkeypatch.setattr(artifacts, "__file__", str(copy / "artifacts.py"))
+    before = {stage: code_version.__wrapped__(stage) for stage in ("sft", "ppo")}
+    for name, changed in [("runner.py", set()), ("ppo/train.py", {"ppo"}), ("data.py", {"sft", "ppo"})]:
+        original = (copy / name).read_text()
+        (copy / name).write_text(original + "# changed")
+        after = {stage: code_version.__wrapped__(stage) for stage in before}
+        assert {stage for stage in before if after[stage] != before[stage]} == changed
+        (copy / name).write_text(original)
