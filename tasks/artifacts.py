@@ -42,6 +42,7 @@ __all__ = [
     "fetch",
     "find",
     "import_external",
+    "lineage_of",
     "publish",
     "read_files",
     "store_at",
@@ -168,6 +169,16 @@ def read_files(store: Store, artifact: Artifact, *patterns: str) -> dict[str, by
     store, manifest = _locate(store, artifact)
     names = [name for pattern in patterns for name in fnmatch.filter(manifest.files, pattern)]
     return {name: read_verified(store, manifest, name) for name in names}
+
+
+def lineage_of(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """What the artifact is and was made with: address, digest, kind, and for one of a store its manifest's record."""
+    known: dict[str, Any] = {"uri": artifact.uri, "digest": artifact.digest, "kind": artifact.kind}
+    if ARTIFACT_URI.fullmatch(artifact.uri) is None:
+        return known
+    _, manifest = _locate(store, artifact)
+    record = ("stage", "config", "inputs", "code_version", "libraries", "created")
+    return known | manifest.model_dump(mode="json", include=set(record))
 
 
 def _locate(store: Store, artifact: Artifact) -> tuple[Store, Manifest]:

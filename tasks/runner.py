@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.artifacts import Artifact, Store, artifact_key, code_version, fetch, find, publish
+from tasks.artifacts import Artifact, Store, artifact_key, code_version, fetch, find, lineage_of, publish
 from tasks.config import Config
 from tasks.errors import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
+LINEAGE_FILE = "lineage.json"
 NOT_PUBLISHED = ("checkpoints", "error.json")
 POLL_S = 0.2
 CANCEL_CHECK_S = 5.0
@@ -34,13 +35,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """A program and its inputs: name -> the kinds of artifact that may stand there."""
+    """A program and its inputs: name -> the kinds of artifact that may stand there.
+
+    One that wants lineage gets a further input `lineage`, a folder with lineage.json: what each other input is.
+    """
 
     name: str
     module: str
     needs: Mapping[str, Sequence[str]]
     may_have: Mapping[str, Sequence[str]] = field(default_factory=dict)
     accelerate: bool = False
+    wants_lineage: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,11 @@ def _prepare(stage: Stage, config: Config, inputs: Mapping[str, Artifact], place
     output.mkdir(parents=True, exist_ok=True)
     config_file.write_text(config.model_dump_json(indent=2))
     fetched = {name: fetch(place.store, artifact, place.folder / "cache") for name, artifact in inputs.items()}
+    if stage.wants_lineage:
+        fetched["lineage"] = folder / "lineage"
+        fetched["lineage"].mkdir(exist_ok=True)
+        lineage = {name: lineage_of(place.store, artifact) for name, artifact in inputs.items()}
+        (fetched["lineage"] / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2))
     launcher = [sys.executable, "-m"]
     if stage.accelerate:
         launcher += ["accelerate.commands.launch", "--config_file", str(place.accelerate_config), "-m"]

@@ -84,6 +84,7 @@ EXPORT = Stage(
     "tasks.export.run",
     needs={"model": MODEL, "evaluation": ("evaluation",)},
     may_have={"data": DATA, "sft": (*MODEL, "adapter"), "reward_model": REWARD_MODEL, "ppo": ACTOR_CRITIC},
+    wants_lineage=True,
 )
 
 

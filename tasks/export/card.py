@@ -23,7 +23,7 @@ PARENTS = {
 
 @dataclass(frozen=True)
 class Parent:
-    """What an input folder tells of itself: its report.json, and its lineage.json where it has one."""
+    """What is known of an input: its report.json, and where it came from (uri, digest, config); each may be empty."""
 
     report: Mapping[str, Any]
     lineage: Mapping[str, Any]

@@ -67,7 +67,7 @@ def main(config: ExportConfig, inputs: Mapping[str, Path], output: Path) -> None
     trial = try_package(folder, evaluation.questions[0], rows, source_logits)
     require_agreement(trial, dtype != own_dtype(inputs["model"]), config.logit_tolerance)
     facts = Facts(
-        parents={name: read_parent(parent) for name, parent in inputs.items()},
+        parents=read_parents(inputs),
         results=evaluation.results,
         num_parameters=model.num_parameters(),
         dtype=dtype,
@@ -100,12 +100,18 @@ def read_evaluation(folder: Path) -> Evaluation:
     )
 
 
-def read_parent(folder: Path) -> Parent:
-    """What `folder` tells of itself: report.json and lineage.json, each empty where there is none."""
-    report, lineage = (
-        read_json(folder / name) if (folder / name).is_file() else {} for name in ("report.json", "lineage.json")
-    )
-    return Parent(report, lineage)
+def read_parents(inputs: Mapping[str, Path]) -> dict[str, Parent]:
+    """What each input tells of itself in its report.json, and what the input `lineage`, where given, tells of it."""
+    lineage = _json_in(inputs["lineage"], "lineage.json") if "lineage" in inputs else {}
+    return {
+        name: Parent(_json_in(folder, "report.json"), lineage.get(name, {}))
+        for name, folder in inputs.items()
+        if name != "lineage"
+    }
+
+
+def _json_in(folder: Path, name: str) -> dict[str, Any]:
+    return read_json(folder / name) if (folder / name).is_file() else {}
 
 
 def describe(folder: Path, config: ExportConfig, facts: Facts) -> None:

@@ -19,7 +19,7 @@ from infra.services import prefect_server
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "evaluate", "export"]
+STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "merge_lora", "evaluate", "export"]
 SMALLEST = {
     "prepare_data.sft.arguments": {"seed": 0, "num_records": 120},
     "prepare_data.preferences.arguments": {"seed": 0, "num_records": 120},

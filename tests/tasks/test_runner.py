@@ -69,6 +69,17 @@ def test_an_input_of_the_wrong_kind_is_refused_before_launch(place: Workplace) -
     assert not place.folder.exists()
 
 
+def test_a_stage_that_wants_lineage_is_told_what_its_inputs_are(place: Workplace) -> None:
+    first = run(place, StubConfig(text="one"))
+    curious = Stage("curious", "tests.stub_stage", needs={"before": ("text",)}, wants_lineage=True)
+    with pytest.raises(StageFailed) as failure:
+        run_stage(curious, StubConfig(behaviour="fail"), {"before": first.artifact}, "text", place, NOT_WATCHED)
+    [folder] = [word.removeprefix("lineage=") for word in str(failure.value).split() if word.startswith("lineage=")]
+    [(name, lineage)] = json.loads((Path(folder) / "lineage.json").read_text()).items()
+    assert (name, lineage["uri"], lineage["stage"]) == ("before", first.artifact.uri, "stub")
+    assert lineage["config"] == {"behaviour": "work", "text": "one"}
+
+
 def test_a_missing_input_is_refused_before_launch(place: Workplace) -> None:
     needy = Stage("needy", "tests.stub_stage", needs={"before": ("text",)})
     with pytest.raises(InputError, match="needy needs the input 'before', of kind text; there is none"):

@@ -179,14 +179,22 @@ def test_the_config_is_moved_last(output, monkeypatch):
 def test_parents_stand_on_the_card(inputs, output, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "report.json").write_text(json.dumps({"counts": {"prompts_test": 8}}))
-    (tmp_path / "data" / "lineage.json").write_text(json.dumps({"uri": "file:///data", "digest": "d1"}))
+    (tmp_path / "lineage").mkdir()
+    lineage = {
+        "data": {"uri": "file:///data", "digest": "d1"},
+        "ppo": {"uri": "file:///ppo", "config": {"kl_coef": 0.125}},
+    }
+    (tmp_path / "lineage" / "lineage.json").write_text(json.dumps(lineage))
+    (tmp_path / "ppo").mkdir()
+    parents = {name: tmp_path / name for name in ("data", "ppo", "lineage")}
 
-    run.main(ExportConfig(name="Mine"), inputs | {"data": tmp_path / "data"}, output)
+    run.main(ExportConfig(name="Mine"), inputs | parents, output)
 
     card = (output / "README.md").read_text()
     assert "# Mine\n" in card
     assert "| counts.prompts_test | 8 |" in card
     assert "| Data | `file:///data` | `d1` |" in card
+    assert '"kl_coef": 0.125' in card
 
 
 def test_a_reward_model_is_no_model_to_export(inputs, output, tmp_path):
