@@ -69,7 +69,7 @@ class Summary(Config):
         """Each figure's name and value as text, in the order of the chain."""
         figures = {
             "SFT loss, held out": _optional(self.sft_eval_loss),
-            "reward model's pair accuracy, held out": _optional(self.reward_pair_accuracy),
+            "pair accuracy, held out": _optional(self.reward_pair_accuracy),
             "score before → after PPO": f"{self.score_before:.3f} → {self.score_after:.3f}",
         }
         for name, metric in self.metrics.items():

@@ -171,6 +171,8 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
 def _print(summary: "Summary", seconds: Mapping[str, float], peak_bytes: int, output: Path) -> None:
     console = Console()
     figures = Table(title="What came of it", show_header=False, title_justify="left")
+    figures.add_column(no_wrap=True)
+    figures.add_column(overflow="fold")
     for name, value in summary.figures().items():
         figures.add_row(name, value)
     figures.add_row("peak memory of everything", f"{peak_bytes / 2**30:.2f} GiB")
