@@ -20,3 +20,11 @@ class RewardModelConfig(TrainerConfig):
         title="Centring loss",
         description="Weight of (score of chosen + score of rejected)^2 in the loss (arXiv:2312.09244); 0 = none.",
     )
+    token_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Token dropout",
+        description="Share of the tokens that are blanked in training, EOS excepted, so that no single word decides "
+        "(word dropout; Iyyer et al. 2015): against overfitting on few pairs.",
+    )

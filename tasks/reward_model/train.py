@@ -130,6 +130,7 @@ def make_trainer(
     set_seed(config.seed)
     classifier = load_classifier(model, config.weights_dtype)
     add_dropout(classifier, config.dropout)
+    blank_tokens(classifier, config.token_dropout, tokenizer.eos_token_id)
     pad_token_id = padding_for_pooling(tokenizer)
     trainer = PairTrainer(
         model=add_lora_to_classifier(classifier, config.lora, ADAPTER) if config.lora else classifier,
@@ -143,6 +144,18 @@ def make_trainer(
     )
     classifier.config.pad_token_id = pad_token_id
     return trainer
+
+
+def blank_tokens(model: PreTrainedModel, share: float, kept_id: int) -> None:
+    """Zero the embeddings of a share of the tokens other than `kept_id` while `model` is in training."""
+
+    def blank(module: nn.Module, inputs: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
+        [ids] = inputs  # [B, T]
+        blanked = (torch.rand(ids.shape, device=ids.device) < share) & (ids != kept_id)
+        return embeddings.masked_fill(blanked[..., None], 0) if module.training else embeddings
+
+    if share:
+        model.get_input_embeddings().register_forward_hook(blank)
 
 
 def padding_for_pooling(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -11,7 +11,7 @@ from tasks.model_files import kind_of
 from tasks.modeling import backbone, load_causal_lm, load_reward_model, load_scalar_head
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.measure import score_rows
-from tasks.reward_model.train import encode, main, make_trainer, padding_for_pooling, read_demonstrations
+from tasks.reward_model.train import blank_tokens, encode, main, make_trainer, padding_for_pooling, read_demonstrations
 from tests.tasks.tiny_models import EOS_ID, make_tokenizer, write_model, write_split
 
 PAIRS = [
@@ -134,3 +134,14 @@ def test_a_reward_model_cannot_start_from_an_adapter(tmp_path):
     inputs = {"data": write_data(tmp_path / "data"), "model": tmp_path / "model"}
     with pytest.raises(InputError, match=r"expected a causal language model.*found a LoRA adapter"):
         main(RewardModelConfig(), inputs, tmp_path)
+
+
+def test_token_dropout_blanks_whole_tokens_in_training_and_never_the_last(tmp_path):
+    model = load_causal_lm(write_model(tmp_path / "model"))
+    blank_tokens(model, 0.5, EOS_ID)
+    embed = model.get_input_embeddings()
+    ids = torch.tensor([[3, 4, 5, 6, EOS_ID]] * 50)
+    blanked = (embed.train()(ids) == 0).all(dim=-1)
+    assert 0.35 < blanked[:, :-1].float().mean() < 0.65
+    assert not blanked[:, -1].any()
+    assert not (embed.eval()(ids) == 0).all(dim=-1).any()
