@@ -4,6 +4,7 @@ What a stage does is exactly its logged command line; after a failure the same l
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -97,7 +98,8 @@ def run_stage(
     with _only_one(folder):
         if found := find(place.store, stage.name, key):
             return Outcome(found, already_done=True)
-        command = _prepare(stage, config, inputs, place, folder)
+        with _full_disk_refused(folder):
+            command = _prepare(stage, config, inputs, place, folder)
         _launch(stage, command, folder, watch)
         artifact = publish(
             place.store,
@@ -138,6 +140,16 @@ def _only_one(folder: Path) -> Iterator[None]:
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _full_disk_refused(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(f"The disk under {folder} is full. Free space there and run again.") from error
 
 
 def _prepare(stage: Stage, config: Config, inputs: Mapping[str, Artifact], place: Workplace, folder: Path) -> list[str]:
@@ -223,10 +235,17 @@ def _forward(path: Path, position: int, on_metrics: Callable[[Mapping[str, float
     return position + sum(len(line) + 1 for line in lines)
 
 
+def _message_of(refusal: Path) -> str:
+    try:
+        return str(json.loads(refusal.read_text())["message"])
+    except json.JSONDecodeError:
+        return f"It could not write why: the disk under {refusal.parent} is full. Free space there and run again."
+
+
 def _failure(stage: Stage, command: Sequence[str], output: Path, status: int) -> Exception:
     refusal = output / "error.json"
     if refusal.exists():
-        return InputError(f"{stage.name}: {json.loads(refusal.read_text())['message']}")
+        return InputError(f"{stage.name}: {_message_of(refusal)}")
     log = output / "log.txt"
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
     hint = " It was killed: most often for want of memory." if status == OUT_OF_MEMORY_STATUS else ""

@@ -19,6 +19,9 @@ class StubConfig(Config):
 def main(config: StubConfig, inputs: Mapping[str, Path], output: Path) -> None:
     if config.behaviour == "refuse":
         raise InputError("expected sugar, got salt")
+    if config.behaviour == "refuse in vain":
+        (output / "error.json").touch()
+        sys.exit(2)
     if config.behaviour == "fail":
         sys.exit("it broke")
     metrics = MetricsLog(output)

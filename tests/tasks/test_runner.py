@@ -1,5 +1,6 @@
 """The runner, with a stub stage as a real process and a folder as the store."""
 
+import errno
 import json
 import os
 import threading
@@ -89,6 +90,21 @@ def test_a_missing_input_is_refused_before_launch(place: Workplace) -> None:
 def test_what_the_stage_refuses_arrives_as_its_message(place: Workplace) -> None:
     with pytest.raises(InputError, match=r"^stub: expected sugar, got salt$"):
         run(place, StubConfig(behaviour="refuse"))
+
+
+def test_a_disk_too_full_for_the_message_is_still_named(place: Workplace) -> None:
+    with pytest.raises(InputError, match=r"^stub: It could not write why: the disk under .* is full"):
+        run(place, StubConfig(behaviour="refuse in vain"))
+
+
+def test_a_disk_that_is_full_before_launch_is_named(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tasks.runner.fetch", full)
+    before = Artifact(uri="file:///nowhere", kind="text", digest="0" * 64)
+    with pytest.raises(InputError, match=r"^The disk under .* is full"):
+        run(place, StubConfig(), {"before": before})
 
 
 def test_a_failure_shows_the_log_and_the_command_to_run_again(place: Workplace) -> None:
