@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tasks.errors import InputError
 
 DEFAULT_PORT = 4200
@@ -38,10 +40,20 @@ class PrefectServer:
         """Return once the API answers with a working database; raises InputError if it does not come up."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.api_url}/ready", timeout=2):
-                return
+            if self._listens():  # and not another server, which took the port in the meantime
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.api_url}/ready", timeout=2):
+                    return
             time.sleep(0.1)
         raise InputError(f"Prefect's server did not come up on port {self.port}. Its log: {self.log}")
+
+    def _listens(self) -> bool:
+        """Whether one of our own processes holds the port."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                for connection in process.net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN and connection.laddr.port == self.port:
+                        return True
+        return False
 
 
 @contextlib.contextmanager
