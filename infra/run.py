@@ -26,7 +26,7 @@ from rich.table import Table
 
 from infra import local_s3
 from infra.memory import PeakMemory
-from infra.services import prefect_server
+from infra.services import PrefectServer, prefect_server
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,12 +77,15 @@ def _run(arguments: argparse.Namespace) -> None:
     servers = contextlib.ExitStack()
     atexit.register(servers.close)  # before Prefect registers its own: what it still has to send needs the server
     with PeakMemory() as memory:
-        start_servers(servers)
+        prefect = start_servers(servers)
         from infra.entries import read_entries  # Prefect reads its settings at import: the servers' come first
 
         entries = read_entries(arguments.file)
         if arguments.entry not in entries:
             raise InputError(f"{arguments.file} has no entry '{arguments.entry}'; it has {', '.join(entries)}.")
+        if prefect is not None:
+            prefect.wait_until_ready()
+            print(f"watch it at {prefect.ui_url}", flush=True)
         summary, stages = _run_flow(entries[arguments.entry], arguments.seed, _overrides(arguments.set))
     seconds = {name: stage.seconds for name, stage in stages.items()} | {"total": time.monotonic() - started}
     output = arguments.output or Path(arguments.entry)
@@ -97,8 +100,11 @@ def _run(arguments: argparse.Namespace) -> None:
         print("Every stage was done already; nothing was computed again.")
 
 
-def start_servers(servers: contextlib.ExitStack) -> None:
-    """Local S3 and Prefect, side by side, unless the environment names others; tells this process where they are."""
+def start_servers(servers: contextlib.ExitStack) -> PrefectServer | None:
+    """Local S3 and Prefect, unless the environment names others; tells this process where they are.
+
+    Returns Prefect's server, which may still be starting; None if the environment names one.
+    """
     prefect = None
     if "PREFECT_API_URL" not in os.environ:
         prefect = servers.enter_context(prefect_server(LOCAL))
@@ -106,9 +112,7 @@ def start_servers(servers: contextlib.ExitStack) -> None:
     if local_s3.STORE_VARIABLE not in os.environ:
         s3 = servers.enter_context(local_s3.start(local_s3.FOLDER))
         os.environ.update(s3.environment | {local_s3.STORE_VARIABLE: local_s3.STORE})
-    if prefect:
-        prefect.wait_until_ready()
-        print(f"watch it at {prefect.ui_url}", flush=True)
+    return prefect
 
 
 def _overrides(settings: Sequence[str]) -> dict[str, Any]:
