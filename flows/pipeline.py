@@ -82,7 +82,7 @@ class Pipeline(Config):
         return self
 
     def overridden(self, overrides: Mapping[str, Any], seed: int | None = None, model: str | None = None) -> "Pipeline":
-        """This pipeline with single options replaced, e.g. {"ppo.kl_coef": 0.1}, and the seed of every stage.
+        """This pipeline with single options replaced, e.g. {"ppo.kl_coef": 0.1}, and with every seed replaced.
 
         Raises InputError for a name that is no option, with the nearest names, or a value that is refused.
         """
@@ -90,9 +90,7 @@ class Pipeline(Config):
         for name, value in overrides.items():
             _replace(options, name, value)
         if seed is not None:
-            for stage in options.values():
-                if isinstance(stage, dict) and "seed" in stage:
-                    stage["seed"] = seed
+            _replace_seeds(options, seed)
         if model is not None:
             options["model"] = model
         try:
@@ -134,6 +132,15 @@ def _replace(options: dict[str, Any], name: str, value: Any) -> None:
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"overrides: '{name}' is no option of the pipeline.{hint}") from None
     group[last] = value
+
+
+def _replace_seeds(options: dict[str, Any], seed: int) -> None:
+    """Every option named seed, that of a generator of records included."""
+    for name, value in options.items():
+        if name == "seed":
+            options[name] = seed
+        elif isinstance(value, dict):
+            _replace_seeds(value, seed)
 
 
 def _names(options: Mapping[str, Any], prefix: str = "") -> list[str]:

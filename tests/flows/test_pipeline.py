@@ -46,6 +46,12 @@ def test_the_seed_reaches_every_stage_that_has_one() -> None:
     assert set(stages.values()) == {7}
 
 
+def test_the_seed_reaches_a_generator_of_records() -> None:
+    source = {"path": "python:tasks.prepare_data.demo:sft_records", "arguments": {"seed": 0, "num_records": 5}}
+    seeded = pipeline(prepare_data={"sft": source}).overridden({}, seed=7)
+    assert seeded.prepare_data.sft.arguments == {"seed": 7, "num_records": 5}
+
+
 def test_a_misspelt_option_is_refused() -> None:
     with pytest.raises(ValidationError, match="kl_koef"):
         pipeline(ppo={"kl_koef": 0.1})
