@@ -62,11 +62,16 @@ def prefect_server(folder: Path, port: int | None = None) -> Iterator[PrefectSer
     port = port or free_port(DEFAULT_PORT)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "prefect-server.log"
+    settings = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
+    }
     server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks.supervisor", "--log", str(log), "--grace-s", str(GRACE_S), "--", *server],
         stdin=subprocess.PIPE,
-        env=os.environ | {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+        env=os.environ | settings,
         start_new_session=True,
     )
     assert process.stdin is not None

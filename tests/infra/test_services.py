@@ -1,7 +1,9 @@
 """Starting Prefect's server."""
 
 import http.server
+import json
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,14 @@ def test_another_server_on_the_port_is_not_taken_for_ours(tmp_path: Path, monkey
         ):
             server.wait_until_ready()
         other.shutdown()
+
+
+@pytest.mark.slow
+def test_the_ui_asks_the_server_that_serves_it_whatever_its_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    with prefect_server(tmp_path, port=free_port(4299)) as server:
+        server.wait_until_ready()
+        with urllib.request.urlopen(f"{server.ui_url}/ui-settings", timeout=10) as answer:
+            assert json.load(answer)["api_url"] == server.api_url
