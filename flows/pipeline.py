@@ -42,7 +42,7 @@ class Pipeline(Config):
     reward_model: RewardModelConfig | None = Field(
         RewardModelConfig(),
         title="Reward model",
-        description="None: no reward model is trained, and ppo.reward_function gives the score.",
+        description="None: no reward model is trained, and ppo.rewards name other sources of the score.",
     )
     ppo: PPOConfig = Field(PPOConfig(), title="PPO")
     remove_value_head: RemoveValueHeadConfig = Field(RemoveValueHeadConfig(), title="Value-head removal")
@@ -68,10 +68,10 @@ class Pipeline(Config):
     @model_validator(mode="after")
     def _score_has_a_source(self) -> "Pipeline":
         trained = self.reward_model is not None or "reward_model" in self.existing
-        if not trained and self.ppo.reward_function is None:
+        if not trained and self.ppo.uses_reward_model:
             raise ValueError(
-                "PPO has no score: neither reward_model nor existing.reward_model nor ppo.reward_function is given. "
-                "Set one of them."
+                "ppo.rewards asks for the chain's reward model, but neither reward_model nor existing.reward_model is "
+                "given. Set one of them, or other ppo.rewards (a function, a service, a model of its own)."
             )
         return self
 

@@ -10,24 +10,38 @@ from pathlib import Path
 
 import peft
 from peft.tuners.lora import LoraLayer
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from tasks.config import LoraConfig
 from tasks.errors import InputError
 from tasks.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_kind, write_json
 from tasks.modeling import load_causal_lm
+from tasks.tuning import decoder_layers, last_layers
 
 _SHOWN = 5
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig, names: Sequence[str]) -> peft.PeftModel:
-    """`model` with a fresh adapter for each name; exactly the adapters' tensors require gradients.
+def add_lora(
+    model: PreTrainedModel | peft.PeftModel,
+    config: LoraConfig,
+    names: Sequence[str],
+    trainable_layers: int | None = None,
+) -> peft.PeftModel:
+    """`model` with a fresh adapter for each name; exactly these adapters' tensors require gradients.
 
-    Raises InputError if the config names no module of the model.
+    They stand in the last `trainable_layers` decoder layers; None = all. `model` may be a transformer without a head.
+    Raises InputError if the config names no module of the model, or there are not so many layers.
     """
-    return _attach(model, {name: make_peft_config(config) for name in names})
+    task_type = "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else "FEATURE_EXTRACTION"
+    configs = {name: make_peft_config(config, task_type) for name in names}
+    if trainable_layers is not None:
+        for peft_config in configs.values():
+            _restrict(peft_config, model, trainable_layers)
+    return _attach(model, configs)
 
 
 def add_lora_to_classifier(classifier: PreTrainedModel, config: LoraConfig, name: str) -> peft.PeftModel:
@@ -46,6 +60,8 @@ def make_peft_config(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         target_modules=config.target_modules,
         task_type=task_type,
         modules_to_save=modules_to_save,
@@ -107,7 +123,7 @@ def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The tensors of the adapter `name`, by their names in `model`."""
     part = f".{name}."
-    return {key: parameter for key, parameter in model.named_parameters() if "lora_" in key and part in key}
+    return {key: parameter for key, parameter in model.named_parameters() if "lora_" in key and part in f"{key}."}
 
 
 def adapter_state(model: peft.PeftModel, name: str) -> dict[str, Tensor]:
@@ -165,6 +181,26 @@ def load_merged(base: Path, adapter: Path) -> PreTrainedModel:
     return load_adapter(load_causal_lm(base), adapter, "default").merge_and_unload(safe_merge=True)
 
 
+def _restrict(config: peft.LoraConfig, model: nn.Module, trainable_layers: int) -> None:
+    """Let `config` target modules of the last decoder layers only."""
+    name, layers = decoder_layers(model)
+    if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        config.target_modules = _linear_names(layers)
+    if isinstance(config.target_modules, str):
+        raise InputError(
+            f"lora.target_modules {config.target_modules!r} is a pattern, which trainable_layers cannot narrow down. "
+            "List the modules' names, or put the layers into the pattern and leave trainable_layers out."
+        )
+    config.layers_to_transform = last_layers(model, trainable_layers)
+    config.layers_pattern = [name.rpartition(".")[2]]
+
+
+def _linear_names(layers: nn.ModuleList) -> set[str]:
+    """The last part of the name of each linear module, with or without adapters on it."""
+    names = [name for name, module in layers.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    return {name.removesuffix(".base_layer").rpartition(".")[2] for name in names if ".lora_" not in name}
+
+
 def _attach(model: PreTrainedModel | peft.PeftModel, configs: Mapping[str, peft.LoraConfig]) -> peft.PeftModel:
     for name, config in configs.items():
         try:
@@ -174,5 +210,22 @@ def _attach(model: PreTrainedModel | peft.PeftModel, configs: Mapping[str, peft.
                 model = peft.get_peft_model(model, config, adapter_name=name)
         except ValueError as error:
             raise InputError(f"target_modules {config.target_modules} do not fit the model: {error}") from error
+        if config.use_dora:
+            _reset_magnitudes(model, name)
     set_trainable(model, configs)
     return model
+
+
+def _reset_magnitudes(model: nn.Module, name: str) -> None:
+    """Set the fresh DoRA adapter's lengths to those of the weight rows, in float32, in which every forward takes them.
+
+    PEFT rounds them to the precision of the base: in bfloat16 a fresh adapter would already change the model.
+    """
+    for layer in lora_layers(model):
+        if name in layer.lora_magnitude_vector and name in layer.lora_A:
+            layer.lora_magnitude_vector[name].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[name].weight,
+                lora_B=layer.lora_B[name].weight,
+                scaling=layer.scaling[name],
+            )

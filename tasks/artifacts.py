@@ -49,8 +49,19 @@ __all__ = [
 ]
 
 NOT_PUBLISHED = ("checkpoints", "error.json")
+SHARED_PACKAGES = ("actor_critic", "rewards")
 CARRIERS = ("artifacts", "externals", "manifest", "runner", "s3", "stages", "stores", "supervisor", "transfer")
-LIBRARIES = ("accelerate", "datasets", "peft", "safetensors", "tokenizers", "torch", "transformers", "trl")
+LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "math-verify",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+)
 ARTIFACT_URI = re.compile(r"(?P<store>(s3|file)://.+)/artifacts/(?P<stage>\w+)/(?P<key>[0-9a-f]{32})/?")
 
 
@@ -64,13 +75,15 @@ def artifact_key(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Art
 def code_version(stage: str) -> str:
     """Hash of what decides the stage's result beside its inputs: the sources it may load, and the libraries' versions.
 
-    Those are its own folder and the shared modules of tasks/, without those that only carry files and processes about.
+    Those are its own folder and the shared modules and packages of tasks/, without those that only carry files and
+    processes about.
     """
     root = Path(__file__).parent
-    shared = [path for path in root.glob("*.py") if path.stem not in CARRIERS]
+    modules = [path for path in root.glob("*.py") if path.stem not in CARRIERS]
+    packages = [path for name in (*SHARED_PACKAGES, stage) for path in root.joinpath(name).rglob("*.py")]
     sources = {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (*shared, *root.joinpath(stage).rglob("*.py"))
+        for path in (*modules, *packages)
     }
     return sha256_of([sources, library_versions()])[:16]
 

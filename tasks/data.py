@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from tasks.errors import InputError
+from tasks.templates import ConversationTemplate, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
-Text = str | list[Message]
-
 
 def read_split(folder: Path, name: str, split: str) -> list[dict[str, Any]]:
-    """The records of `folder/NAME_SPLIT.parquet`; NAME is sft, preferences or prompts, SPLIT train or test."""
+    """The records of `folder/NAME_SPLIT.parquet`; NAME is sft, preferences, prompts or ptx, SPLIT train or test."""
     import pyarrow.parquet
 
     path = folder / f"{name}_{split}.parquet"
@@ -33,22 +32,54 @@ def read_split(folder: Path, name: str, split: str) -> list[dict[str, Any]]:
     return list(pyarrow.parquet.read_table(path).to_pylist())
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Text) -> list[int]:
+def is_plain(prompt: Text, template: ConversationTemplate | None) -> bool:
+    """Whether a prompt is tokenised as it stands: text where there is no template, or the empty one before a text."""
+    return isinstance(prompt, str) and (template is None or not prompt)
+
+
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Text, template: ConversationTemplate | None = None
+) -> list[int]:
     """The prompt's token ids, the same context that TRL's SFTTrainer trained the completion on.
 
-    A plain prompt is tokenised as it stands; messages go through the chat template with its generation prompt.
+    A plain prompt is tokenised as it stands; messages go through the chat template with its generation prompt, and
+    with a `template` both do, after its system message.
     An end-of-text token that the tokenizer appends is left out: in training the completion stood in its place.
     """
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and is_plain(prompt, template):
         ids = list(tokenizer(prompt)["input_ids"])
         appended = bool(ids) and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token))
         return ids[:-1] if appended else ids
-    if tokenizer.chat_template is None:
+    return encode_messages(tokenizer, prompt, template, add_generation_prompt=True)
+
+
+def encode_messages(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Text,
+    template: ConversationTemplate | None,
+    *,
+    add_generation_prompt: bool,
+) -> list[int]:
+    """Token ids of a conversation as the template, else the tokenizer's chat template, writes it."""
+    template = template or ConversationTemplate()
+    if template.chat_template is None and tokenizer.chat_template is None:
         raise InputError(
-            "The data are conversations, but the tokenizer has no chat template. "
-            "Start from an instruct model, or map plain prompt and completion columns in prepare_data."
+            "The data are conversations, but the tokenizer has no chat template. Give a conversation_template with "
+            "one, start from an instruct model, or map plain prompt and completion columns in prepare_data."
         )
-    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+    try:
+        encoded = tokenizer.apply_chat_template(
+            template.conversation(messages),
+            chat_template=template.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=True,
+        )
+    except TemplateError as error:
+        raise InputError(
+            f"The chat template cannot write this conversation: {error}. Mend the template, or leave such records out "
+            f"in prepare_data: {messages!r:.200}"
+        ) from error
+    return list(encoded["input_ids"])
 
 
 def prompt_text(prompt: Text) -> str:

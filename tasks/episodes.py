@@ -70,15 +70,20 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
     return -cross_entropy(logits.float() / temperature, tokens, reduction="none")
 
 
+def predicting_states(transformer: nn.Module, episodes: Episodes) -> Tensor:
+    """The last hidden states [N, D] at the tokens before the response tokens, differentiable."""
+    return _states(transformer, episodes)[episodes.predicting()]
+
+
 def logprobs_of(model: PreTrainedModel, episodes: Episodes, temperature: float) -> Tensor:
     """Logprobs [N] of the response tokens under the language model, differentiable."""
-    logits = model.get_output_embeddings()(_predicting_states(backbone(model), episodes))
+    logits = model.get_output_embeddings()(predicting_states(backbone(model), episodes))
     return token_logprobs(logits, episodes.response_tokens(), temperature)
 
 
 def values_of(model: ScalarModel, episodes: Episodes) -> Tensor:
     """Values [N] before each response token is chosen, differentiable."""
-    return model.head(_predicting_states(model.backbone, episodes))
+    return model.head(predicting_states(model.backbone, episodes))
 
 
 def scores_of(model: ScalarModel, episodes: Episodes) -> Tensor:
@@ -104,10 +109,6 @@ def measure_rows(measure: Callable[[Episodes], Tensor], episodes: Episodes, toke
     for indices in episodes.split(token_budget):
         result[indices] = measure(episodes.select(indices))
     return result
-
-
-def _predicting_states(transformer: nn.Module, episodes: Episodes) -> Tensor:
-    return _states(transformer, episodes)[episodes.predicting()]
 
 
 def _states(transformer: nn.Module, episodes: Episodes) -> Tensor:

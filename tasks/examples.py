@@ -3,24 +3,30 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.data import Text, encode_prompt
+from tasks.data import encode_messages, encode_prompt, is_plain
 from tasks.errors import InputError
+from tasks.templates import ConversationTemplate, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encode_pair(tokenizer: "PreTrainedTokenizerBase", prompt: Text, completion: Text) -> tuple[list[int], list[int]]:
+def encode_pair(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Text,
+    completion: Text,
+    template: ConversationTemplate | None = None,
+) -> tuple[list[int], list[int]]:
     """Token ids of the prompt, as generation sees it, and of the completion, which ends at EOS.
 
     A completion without EOS gets one; what a chat template puts after its last EOS (a line break, say) is left out,
-    since generation ends there too.
+    since generation ends there too. With a `template` plain texts become messages, but for a text without a prompt.
     """
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    if isinstance(prompt, str) and isinstance(completion, str):
-        completion_ids = _plain_completion(tokenizer, prompt, prompt_ids, completion)
+    prompt_ids = encode_prompt(tokenizer, prompt, template)
+    if is_plain(prompt, template) and isinstance(completion, str):
+        completion_ids = _plain_completion(tokenizer, str(prompt), prompt_ids, completion)
     else:
-        completion_ids = _chat_completion(tokenizer, prompt, prompt_ids, completion)
+        completion_ids = _chat_completion(tokenizer, prompt, prompt_ids, completion, template)
     return prompt_ids, _end_at_eos(completion_ids, tokenizer.eos_token_id)
 
 
@@ -38,9 +44,15 @@ def _plain_completion(
 
 
 def _chat_completion(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Any, prompt_ids: list[int], completion: Any
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Text,
+    prompt_ids: list[int],
+    completion: Text,
+    template: ConversationTemplate | None,
 ) -> list[int]:
-    whole = list(tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"])
+    question = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    answer = [{"role": "assistant", "content": completion.lstrip()}] if isinstance(completion, str) else completion
+    whole = encode_messages(tokenizer, question + answer, template, add_generation_prompt=False)
     if whole[: len(prompt_ids)] != prompt_ids:
         raise InputError(
             "The chat template writes the prompt differently when an answer follows: the model would be trained on "

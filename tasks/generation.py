@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config import SamplingConfig
 from tasks.data import pad_left
 from tasks.episodes import join, logprobs_of, measure_tokens, token_logprobs
+from tasks.stop_strings import StopStrings
 
 SHRINK_EVERY = 8  # tokens between looks at which responses have ended: each look waits for the device
 
@@ -25,12 +26,35 @@ class Responses:
     ids: Tensor  # [B, R] long
     mask: Tensor  # [B, R] bool, True up to the end and including it
     logprobs: Tensor  # [B, R] float32, 0 at padding
-    ended: Tensor  # [B] bool, whether the last token is a stop token
+    ended: Tensor  # [B] bool, whether the last token is a stop token or completes a stop string
 
     def unpadded(self) -> list[list[int]]:
         """Each response's tokens without padding."""
         lengths = self.mask.sum(dim=1).tolist()
         return [row[:length] for row, length in zip(self.ids.tolist(), lengths, strict=True)]
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What ends a response."""
+
+    ids: Tensor  # [number of stop tokens] long
+    strings: StopStrings | None
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Where responses ids [B, R] may end, [B, R] bool: they do at the first place, what follows has no meaning."""
+        places = torch.isin(ids, self.ids)
+        if self.strings is not None:
+            for row, tokens in enumerate(ids.tolist()):
+                if end := self.strings.end(tokens):
+                    places[row, end - 1] = True
+        return places
+
+    def strings_completed(self, ids: Tensor, num_new: int) -> Tensor:
+        """Whether responses ids [b, R] hold a stop string, [b] bool, looked for near the last `num_new` tokens."""
+        if self.strings is None:
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        return torch.tensor([self.strings.have_ended(row, num_new) for row in ids.tolist()], device=ids.device)
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
@@ -52,28 +76,31 @@ def generate(
     *,
     uniforms: Tensor | None,
     stop_ids: Sequence[int],
-    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    pad_token_id: int = 0,
     rows_at_once: int = 64,
 ) -> Responses:
     """A response to each prompt, R = sampling.response_length.
 
     Each token is drawn by inverse CDF with the number of its episode and position in `uniforms` [B, R] (None: the
     likeliest token), so neither `rows_at_once` nor the other rows of a batch decide what is drawn.
+    A response ends with the first token of `stop_ids`, or that completes a string of sampling.stop_strings, which
+    takes the tokenizer; the model's generation config has no say. What stands behind it is `pad_token_id`.
     The logprobs are those of the model's whole distribution at the temperature. top_k, top_p and min_new_tokens narrow
     what is drawn from but do not renormalise them: they stay comparable with those of a reference model.
     """
     device = model.device
     ids = torch.zeros((len(prompts), sampling.response_length), dtype=torch.long, device=device)
     logprobs = torch.zeros(ids.shape, device=device)
-    stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+    stops = _stops(stop_ids, sampling, tokenizer, device)
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(prompts), rows_at_once):
         rows = by_length[start : start + rows_at_once]
         numbers = None if uniforms is None else uniforms[rows].to(device)
         ids[rows], logprobs[rows] = _decode(model, [prompts[row] for row in rows], sampling, numbers, stops)
-    is_stop = torch.isin(ids, stops)
-    mask = is_stop.cumsum(dim=1) - is_stop.long() == 0
-    ended = (is_stop & mask).any(dim=1)
+    is_end = stops.places(ids)
+    mask = is_end.cumsum(dim=1) - is_end.long() == 0
+    ended = (is_end & mask).any(dim=1)
     return Responses(ids.masked_fill(~mask, pad_token_id), mask, logprobs * mask, ended)
 
 
@@ -117,14 +144,24 @@ def _narrow(probabilities: Tensor, sampling: SamplingConfig) -> Tensor:
     return probabilities
 
 
+def _stops(
+    stop_ids: Sequence[int], sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase | None, device: torch.device
+) -> Stops:
+    ids = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+    if not sampling.stop_strings:
+        return Stops(ids, None)
+    assert tokenizer is not None, "stop strings are looked for in text: generate needs the tokenizer"
+    return Stops(ids, StopStrings(tokenizer, sampling.stop_strings, sampling.min_new_tokens))
+
+
 def _decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     numbers: Tensor | None,
-    stops: Tensor,
+    stops: Stops,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [b, R] and their logprobs [b, R]; what stands after a stop token has no meaning.
+    """Tokens [b, R] and their logprobs [b, R]; what stands after a response's end has no meaning.
 
     Rows that have ended leave the batch and the cache at the next look, so a long tail costs only its own rows.
     """
@@ -147,13 +184,16 @@ def _decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        allowed = logits if step >= sampling.min_new_tokens else logits.index_fill(1, stops, -torch.inf)
+        allowed = logits if step >= sampling.min_new_tokens else logits.index_fill(1, stops.ids, -torch.inf)
         tokens = draw(allowed, None if numbers is None else numbers[live, step], sampling)
         ids[live, step] = tokens
         logprobs[live, step] = token_logprobs(logits, tokens, sampling.temperature)
         inputs = tokens[:, None]
-        ended |= torch.isin(tokens, stops)
-        if step % SHRINK_EVERY == SHRINK_EVERY - 1 and ended.any():
+        ended |= torch.isin(tokens, stops.ids)
+        if step % SHRINK_EVERY != SHRINK_EVERY - 1:
+            continue
+        ended |= stops.strings_completed(ids[live, : step + 1], SHRINK_EVERY)
+        if ended.any():
             kept = (~ended).nonzero().squeeze(1)
             if not len(kept):
                 break

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -87,10 +88,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(folder: Path, dtype: str = "float32") -> PreTrainedModel:
+def load_causal_lm(
+    folder: Path, dtype: str = "float32", quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     """The language model in `folder`, in evaluation mode; raises InputError if `folder` holds another kind."""
     require_kind(folder, "model")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(dtype), **_FROM_DISK)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch_dtype(dtype), quantization_config=quantization, **_FROM_DISK
+    )
 
 
 def load_classifier(folder: Path, dtype: str = "float32") -> PreTrainedModel:

@@ -4,6 +4,8 @@ Shapes: B rows of all processes, b = ceil(B / processes) rows of one.
 """
 
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -13,8 +15,11 @@ from torch import Tensor, distributed
 class Processes:
     """The process group, or this process alone. Models are not wrapped: gradients are summed by `sum_in_place`."""
 
-    def __init__(self) -> None:
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    def __init__(self, trackers: Sequence[str] = (), folder: Path | None = None) -> None:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), log_with=list(trackers) or None, project_dir=folder
+        )
+        self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.count: int = accelerator.num_processes
@@ -40,6 +45,11 @@ class Processes:
             distributed.all_reduce(tensor)
         return tensor
 
+    def sum_each(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each number [], summed over all processes, which give the same names."""
+        totals = self.sum_in_place(torch.stack(list(numbers.values())))
+        return dict(zip(numbers, totals, strict=True))
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""
         return bool(self.sum_in_place(torch.tensor(float(flag), device=self.device)))
@@ -50,7 +60,9 @@ class Processes:
             distributed.barrier()
 
     def leave(self) -> None:
-        """Wait for every process, then end the group; a rank that ends while others still talk aborts them."""
+        """Wait for every process, then close the trackers and end the group.
+
+        A rank that ends while others still talk aborts them.
+        """
         self.wait()
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        self.accelerator.end_training()

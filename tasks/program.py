@@ -9,8 +9,11 @@ import argparse
 import errno
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +62,17 @@ def load_config(config_class: type[C], path: Path) -> C:
         raise InputError(f"--config {path} is a folder. Give the JSON file of the stage's options.") from error
     except ValidationError as error:
         raise InputError(f"{path}:\n{explain(error)}") from error
+
+
+@contextmanager
+def sigterm_noted() -> Iterator[threading.Event]:
+    """Inside, SIGTERM sets the event and interrupts nothing: a training step comes to its end and is kept."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explain(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ What a stage does is exactly its logged command line; after a failure the same l
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """A program and its inputs: name -> the kinds of artifact that may stand there.
+    """A program and its inputs: name -> the kinds of artifact that may stand there; `*` in a name is any text.
 
     One that wants lineage gets a further input `lineage`, a folder with lineage.json: what each other input is.
     """
@@ -124,11 +125,12 @@ def check_inputs(stage: Stage, inputs: Mapping[str, Artifact]) -> None:
                 f"{stage.name} needs the input '{name}', of kind {' or '.join(kinds[name])}; there is none."
             )
     for name, artifact in inputs.items():
-        if name not in kinds:
+        known = next((known for known in kinds if fnmatch.fnmatchcase(name, known)), None)
+        if known is None:
             raise InputError(f"{stage.name} has no input '{name}'; it takes {', '.join(kinds)}.")
-        if artifact.kind not in kinds[name]:
+        if artifact.kind not in kinds[known]:
             raise InputError(
-                f"{stage.name}: input '{name}' must be of kind {' or '.join(kinds[name])}, "
+                f"{stage.name}: input '{name}' must be of kind {' or '.join(kinds[known])}, "
                 f"but {artifact.uri} is of kind {artifact.kind}. Name an artifact of the right kind."
             )
 

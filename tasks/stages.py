@@ -56,7 +56,7 @@ PREPARE_DATA = Stage(
     "prepare_data",
     "tasks.prepare_data.run",
     needs={},
-    may_have={name: ("file",) for kind in KINDS for name in (kind, f"{kind}_test")},
+    may_have={f"{kind}*": ("file",) for kind in KINDS},
 )
 SFT = Stage("sft", "tasks.sft.train", needs={"data": DATA}, may_have={"model": MODEL}, accelerate=True)
 TRAIN_REWARD_MODEL = Stage(
@@ -66,7 +66,13 @@ PPO = Stage(
     "ppo",
     "tasks.ppo.train",
     needs={"data": DATA, "policy": MODEL},
-    may_have={"reward_model": REWARD_MODEL},
+    may_have={
+        "reward_model": REWARD_MODEL,
+        "reward_*": REWARD_MODEL,
+        "start_policy": (*MODEL, "adapter", *ACTOR_CRITIC),
+        "start_value": (*REWARD_MODEL, *ACTOR_CRITIC),
+        "reference": MODEL,
+    },
     accelerate=True,
 )
 REMOVE_VALUE_HEAD = Stage(
@@ -144,9 +150,10 @@ def reward_model(config: RewardModelConfig, data: Artifact, model: Artifact, pla
 def ppo(
     config: PPOConfig, data: Artifact, policy: Artifact, reward_model: Artifact | None, place: Workplace
 ) -> State[Artifact]:
-    """Policy and value model after PPO: kind `actor_critic`, or `actor_critic_adapter` in shared mode."""
-    makes = "actor_critic_adapter" if config.models == "shared" else "actor_critic"
-    return _run(PPO, config, makes, place, {"data": data, "policy": policy, "reward_model": reward_model})
+    """Policy and value model after PPO: kind `actor_critic`, or `actor_critic_adapter` where adapters were trained."""
+    makes = "actor_critic_adapter" if config.has_adapters else "actor_critic"
+    sources = {name: import_external(path) for name, path in config.sources().items()}
+    return _run(PPO, config, makes, place, {"data": data, "policy": policy, "reward_model": reward_model, **sources})
 
 
 @_stage_task("remove_value_head")

@@ -2,10 +2,29 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class Clock:
+    """Seconds spent in each named phase, the work on the device included."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = _now()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + _now() - start
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last take, by phase."""
+        taken, self.seconds = self.seconds, {}
+        return taken
 
 
 class MetricsLog:
@@ -51,3 +70,11 @@ def plot_curves(records: Sequence[Mapping[str, float]], names: Sequence[str], pa
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.25)
     figure.savefig(path, dpi=120)
+
+
+def _now() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.config import Config, LoraConfig
+from tasks.templates import ConversationTemplate
 
 
 class TrainerConfig(Config):
@@ -33,6 +34,9 @@ class TrainerConfig(Config):
     gradient_accumulation_steps: int = Field(
         1, ge=1, title="Accumulation", description="Forwards per optimizer step: double it where the batch was halved."
     )
+    conversation_template: ConversationTemplate | None = None
+    """How a conversation is written, as fields or as the path of a JSON file; saved with the tokenizer. Plain records
+    become conversations with it. None = the tokenizer's chat template, and plain records stay plain."""
     max_length: int = Field(
         1024, ge=2, title="Longest record", description="Prompt and completion together, in tokens."
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data import decode_response, encode_prompt, prompt_text, read_split
+from tasks.episodes import join
 from tasks.errors import InputError
 from tasks.evaluate.comparison import SCORE, Answers, Comparison, Floats
 from tasks.evaluate.config import EvaluateConfig
@@ -22,7 +23,12 @@ from tasks.evaluate.measures import kl_per_response
 from tasks.generation import Responses, generate, response_logprobs, uniform_numbers
 from tasks.model_files import require_kind
 from tasks.modeling import ScalarModel, load_causal_lm, load_reward_model, load_tokenizer, stop_token_ids
-from tasks.rewards import RewardFunction, function_scores, load_reward_function, score_episodes
+from tasks.rewards.functions import RewardFunction, function_scores, load_reward_function
+from tasks.rewards.models import model_scores
+from tasks.rewards.sources import check_finite
+from tasks.templates import with_stops
+
+NO_COLUMNS = ("prompt", "source")  # of a record, that are not handed to metrics
 
 Record = dict[str, Any]
 
@@ -75,7 +81,7 @@ def compare(contest: Contest, records: Sequence[Record], config: EvaluateConfig)
     Both models draw with the same random numbers, a row of them a prompt: equal models give equal answers, and
     neither the batch size nor a prompt's neighbours change an answer.
     """
-    prompts = [encode_prompt(contest.tokenizer, record["prompt"]) for record in records]
+    prompts = [encode_prompt(contest.tokenizer, record["prompt"], config.conversation_template) for record in records]
     _require_room(prompts, config.sampling.response_length, contest)
     uniforms = uniform_numbers(len(records), config.sampling.response_length, "evaluate", config.seed)
     for start in range(0, len(records), config.batch_size):
@@ -91,14 +97,16 @@ def _compare_batch(
     config: EvaluateConfig,
 ) -> Comparison:
     """uniforms: [N, R]."""
-    stop_ids = {stop for model in (contest.sft, contest.ppo) for stop in stop_token_ids(model, contest.tokenizer)}
+    sampling, template_ids = with_stops(config.conversation_template, config.sampling, contest.tokenizer)
+    model_ids = [stop for model in (contest.sft, contest.ppo) for stop in stop_token_ids(model, contest.tokenizer)]
     before, after = (
         generate(
             model,
             prompts,
-            config.sampling,
+            sampling,
             uniforms=uniforms,
-            stop_ids=sorted(stop_ids),
+            stop_ids=sorted({*template_ids, *model_ids}),
+            tokenizer=contest.tokenizer,
             pad_token_id=contest.tokenizer.pad_token_id,
             rows_at_once=config.batch_size,
         )
@@ -126,10 +134,11 @@ def _judged(
 ) -> Answers:
     texts = [decode_response(contest.tokenizer, row) for row in responses.unpadded()]
     questions = [prompt_text(record["prompt"]) for record in records]
-    columns = {name: [record[name] for record in records] for name in records[0] if name != "prompt"}
+    columns = {name: [record[name] for record in records] for name in records[0] if name not in NO_COLUMNS}
     judgements: dict[str, Floats] = {}
     if contest.reward_model is not None:
-        scores = score_episodes(contest.reward_model, prompts, responses, micro_batch_tokens=token_budget)
+        scores = model_scores(contest.reward_model, join(prompts, responses.ids, responses.mask), token_budget)
+        check_finite(scores.tolist(), "the reward model")
         judgements[SCORE] = _floats(scores)
     for name, function in contest.metrics.items():
         judgements[name] = np.asarray(function_scores(function, questions, texts, columns), dtype=np.float64)

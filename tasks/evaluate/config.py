@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from tasks.config import Config, SamplingConfig
+from tasks.templates import ConversationTemplate
 
 RESERVED_METRIC_NAMES = (
     "score",
@@ -36,6 +37,9 @@ class EvaluateConfig(Config):
         description="How both models answer. KL belongs to the temperature given here; "
         "with top k or top p it compares the full distributions, not the cut ones.",
     )
+    conversation_template: ConversationTemplate | None = None
+    """How a conversation is written, as fields or as the path of a JSON file: the one that PPO trained with. None = the
+    tokenizer's chat template."""
     metrics: dict[str, str] = Field(
         default_factory=dict,
         title="Metrics",

@@ -1,79 +1,61 @@
-"""Everything a resume needs, written as a whole or not at all.
+"""How far a run has come, and everything a resume needs.
 
-Randomness is a function of the seed and the counters, so beside parameters and Adam's moments only counters are kept:
-a resumed run continues with the bits of an undisturbed one. Safetensors and JSON; nothing is unpickled.
+Randomness is a function of the seed and the counters, so beside parameters, Adam's moments and the averaged reference
+only what is in Progress is kept: a resumed run continues with the bits of an undisturbed one.
 """
 
-import os
-import shutil
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tasks.checkpoints import read_state, read_tensors, remove_old_checkpoints, save_checkpoint
 from tasks.errors import InputError
-from tasks.model_files import read_json, write_json
 from tasks.ppo.config import PPOConfig
+from tasks.ppo.objective import Moments
 
-FOLDER = "checkpoints"
-TENSORS = "training.safetensors"
-STATE = "state.json"
 LOGS = ("metrics.jsonl", "samples.jsonl")
-FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints"}
+FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "trackers"}
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a run has come."""
 
-    iteration: int  # iterations finished
     num_processes: int
-    seconds: dict[str, float]  # of all iterations, by phase
-    num_tokens: int  # sampled in all iterations
+    kl_coef: float
+    iteration: int = 0  # iterations finished
+    moments: Moments = field(default_factory=Moments)  # of the scores so far
+    best_iteration: int | None = None
+    best_value: float | None = None  # of best_metric
+    num_tokens: int = 0  # sampled in all iterations
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
 
-    def after_iteration(self, seconds: Mapping[str, float], num_tokens: int) -> "Progress":
-        """One iteration further, whose phases took so long and whose responses had so many tokens."""
-        total = {phase: self.seconds.get(phase, 0.0) + seconds.get(phase, 0.0) for phase in {**self.seconds, **seconds}}
-        return replace(self, iteration=self.iteration + 1, seconds=total, num_tokens=self.num_tokens + num_tokens)
+    def after_phases(self, seconds: Mapping[str, float]) -> "Progress":
+        """As far as before, with phases that took so long."""
+        phases = {**self.seconds, **seconds}
+        total = {phase: self.seconds.get(phase, 0.0) + seconds.get(phase, 0.0) for phase in phases}
+        return replace(self, seconds=total)
 
-    def after_phase(self, phase: str, duration_s: float) -> "Progress":
-        """As far as before, with a phase that took so long."""
-        return replace(self, seconds={**self.seconds, phase: self.seconds.get(phase, 0.0) + duration_s})
-
-
-def save_checkpoint(output: Path, progress: Progress, tensors: Mapping[str, Tensor], config: PPOConfig) -> None:
-    """Write OUTPUT/checkpoints/step-N with copies of the logs; then remove all but the newest keep_checkpoints.
-
-    Written under another name, flushed to the disk, then renamed: a folder that is called step-N is whole.
-    """
-    final = output / FOLDER / f"step-{progress.iteration}"
-    partial = final.with_name(f".{final.name}.partial")
-    for folder in (partial, final):
-        shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
-    write_json(partial / STATE, {"config": config.model_dump(mode="json"), "progress": asdict(progress)})
-    for name in LOGS:
-        if (output / name).is_file():
-            shutil.copyfile(output / name, partial / name)
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    partial.rename(final)
-    _flush(final.parent)
-    for old in _complete(output)[: -config.keep_checkpoints]:
-        shutil.rmtree(old)
+    def after_evaluation(self, value: float) -> "Progress":
+        """With this iteration as the best, if the value of best_metric is larger than any before."""
+        best = -math.inf if self.best_value is None else self.best_value
+        return replace(self, best_iteration=self.iteration, best_value=value) if value > best else self
 
 
-def newest_checkpoint(output: Path) -> Path | None:
-    """The complete checkpoint in OUTPUT that is furthest on, if there is one."""
-    return next(reversed(_complete(output)), None)
+def save_progress(output: Path, progress: Progress, tensors: Mapping[str, Tensor], config: PPOConfig) -> None:
+    """Write a checkpoint, and remove those that are neither among the newest keep_checkpoints nor the best."""
+    state = {"config": config.model_dump(mode="json"), "progress": asdict(progress)}
+    save_checkpoint(output, progress.iteration, tensors, state, LOGS)
+    best = [] if progress.best_iteration is None else [progress.best_iteration]
+    remove_old_checkpoints(output, config.keep_checkpoints, best)
 
 
-def load_checkpoint(folder: Path, config: PPOConfig) -> tuple[Progress, dict[str, Tensor]]:
-    """What `save_checkpoint` wrote; raises InputError, naming the options, if it is of another config."""
-    state = read_json(folder / STATE)
+def load_progress(folder: Path, config: PPOConfig) -> tuple[Progress, dict[str, Tensor]]:
+    """What `save_progress` wrote; raises InputError, naming the options, if it is of another config."""
+    state = read_state(folder)
     before, now = state["config"], config.model_dump(mode="json")
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     changed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys if key not in FREE_TO_CHANGE]
@@ -82,24 +64,5 @@ def load_checkpoint(folder: Path, config: PPOConfig) -> tuple[Progress, dict[str
             f"{folder} was written with another config ({'; '.join(changed)}). "
             "Give the old options to resume it, or another --output to start anew."
         )
-    return Progress(**state["progress"]), load_file(folder / TENSORS)
-
-
-def restore_logs(folder: Path | None, output: Path) -> None:
-    """Make OUTPUT's logs those of the checkpoint, or none: the run may have gone on, or come from another machine."""
-    for name in LOGS:
-        (output / name).unlink(missing_ok=True)
-        if folder is not None and (folder / name).is_file():
-            shutil.copyfile(folder / name, output / name)
-
-
-def _complete(output: Path) -> list[Path]:
-    return sorted((output / FOLDER).glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    progress = state["progress"]
+    return Progress(**{**progress, "moments": Moments(**progress["moments"])}), read_tensors(folder)

@@ -1,127 +1,123 @@
-"""The options of the PPO stage."""
+"""The options of the PPO stage. docs/ppo.md has the equations, docs/migration.md the names that other libraries use."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config import Config, LoraConfig, SamplingConfig
+from tasks.actor_critic.config import ActorCriticConfig, Share
+from tasks.config import SamplingConfig
+from tasks.rewards.config import ModelReward, RewardConfig, check_names
+from tasks.templates import ConversationTemplate
 
 
-class PPOConfig(Config):
+class PPOConfig(ActorCriticConfig):
     """Proximal policy optimisation of a language model (Schulman et al. 2017; Ziegler et al. 2019)."""
 
-    # What is trained
-    models: Literal["shared", "separate"] = Field(
-        "shared",
-        title="Models",
-        description="shared: policy, value and reward are LoRA adapters on one frozen base, the reference is the base "
-        "without them. separate: policy, value, reference and reward are models of their own, policy and value trained "
-        "in full; about 9 times the memory.",
-    )
-    lora: LoraConfig = Field(LoraConfig(), title="LoRA", description="The adapters; used when models are shared.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        title="Precision of the weights",
-        description="Of the frozen weights. What is trained is always float32, so bfloat16 needs shared models.",
-    )
-
     # How much
-    total_episodes: int = Field(
-        10_000, ge=1, title="Total episodes", description="Responses to learn from, rounded up to whole iterations."
-    )
-    batch_size: int = Field(
-        64,
-        ge=2,
-        title="Batch size",
-        description="Episodes of one iteration, all processes together: one rollout. "
-        "A multiple of num_mini_batches x processes.",
-    )
-    num_mini_batches: int = Field(
-        1, ge=1, title="Mini-batches", description="Optimizer steps of one epoch: parts that the batch is split into."
-    )
-    num_ppo_epochs: int = Field(
-        4, ge=1, title="Epochs", description="Passes over each rollout. More learn faster from it and drift further."
-    )
+    total_episodes: int = Field(10_000, ge=1)
+    """Responses to learn from, rounded up to whole iterations."""
+    batch_size: int = Field(64, ge=2)
+    """Episodes of one iteration, all processes together: one rollout. A multiple of num_mini_batches x processes."""
+    num_mini_batches: int = Field(1, ge=1)
+    """Optimizer steps of one epoch: parts that the batch is split into."""
+    num_ppo_epochs: int = Field(4, ge=1)
+    """Passes over each rollout. More learn faster from it and drift further."""
+    target_kl: float | None = Field(None, gt=0)
+    """KL between old and new policy, mean per token in nats, at which an iteration's updates end; None = never."""
+    ratio_threshold: float | None = Field(10.0, gt=1)
+    """A mini-batch whose mean probability ratio is larger is skipped (as in TRL 0.9): it would spike the loss."""
+    value_pretraining_iterations: int = Field(0, ge=0)
+    """First iterations, of the whole number, in which only the value model learns (Yuan et al. 2025, VC-PPO)."""
+
+    # Prompts
+    conversation_template: ConversationTemplate | None = None
+    """How a conversation is written, as fields or as the path of a JSON file; None = the tokenizer's chat template."""
+    max_prompt_length: int | None = Field(None, ge=1)
+    """Prompts of more tokens are left out; None = those that leave no room for the response in the model's context."""
+    prompt_proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Share of the episodes from each prompt data set, by name, in any unit; empty = by their sizes."""
 
     # Rewards
-    reward_function: str | None = Field(
-        None,
-        title="Reward function",
-        description="Scores responses in place of a reward model: a Python callable `package.module:function` that "
-        "gets prompts, responses and the records' other columns by name, all lists, and gives a list of numbers.",
-    )
-    kl_coef: float = Field(
-        0.05,
-        ge=0,
-        title="KL coefficient",
-        description="Weight of the penalty logprob - reference logprob at every token. Too small: the policy exploits "
-        "the reward model; too large: it stays where it is.",
-    )
-    missing_eos_penalty: float = Field(
-        0.0, ge=0, title="Missing-EOS penalty", description="Subtracted from the score of a response that did not end."
-    )
-    gamma: float = Field(1.0, gt=0, le=1, title="Discount", description="Of rewards one token later.")
-    lam: float = Field(
-        0.95, ge=0, le=1, title="GAE lambda", description="0 trusts the value model, 1 the sampled rewards alone."
-    )
+    rewards: list[RewardConfig] = Field([ModelReward()], min_length=1)
+    """What scores a response; the score is the weighted sum."""
+    score_norm: bool = False
+    """Shift and scale scores by the mean and deviation of all scores so far (as LLaMA-Factory's ppo_score_norm)."""
+    score_clip: float | None = Field(None, gt=0)
+    """Scores beyond +- this are cut to it, after score_norm."""
+    missing_eos_penalty: float | None = Field(None, ge=0)
+    """Subtracted from the score of a response that did not end; after score_norm and score_clip."""
+    missing_eos_score: float | None = None
+    """Replaces the score of a response that did not end (Huang et al. 2024, arXiv:2403.17031: -1)."""
+    whiten_rewards: bool = False
+    """Scale each rollout's token rewards to variance 1; their mean stays."""
+    kl_coef: float = Field(0.05, ge=0)
+    """Weight of the KL penalty. Too small: the policy exploits the reward model; too large: it stays where it is."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of KL at a sampled token (Schulman 2020): k1 = log policy - log reference, k2 = k1^2 / 2, k3 = e^-k1 - 1 + k1."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the penalty stands: in each token's reward, or as a term of the loss."""
+    kl_target: float | None = Field(None, gt=0)
+    """KL of a response, in nats, that kl_coef is adapted to hold (Ziegler et al. 2019, sec. 2.2); None = fixed."""
+    kl_horizon: float = Field(10_000, gt=0)
+    """Episodes over which kl_coef follows: smaller is quicker."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of rewards one token later."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's lambda of the advantages: 0 trusts the value model, 1 the sampled rewards alone."""
+    value_lam: float | None = Field(None, ge=0, le=1)
+    """GAE's lambda of the returns that the value model learns (VC-PPO: 1); None = lam."""
+    lam_length_alpha: float | None = Field(None, gt=0)
+    """Lambda of the advantages by response length l: 1 - 1 / (alpha l) (Yue et al. 2025, VAPO: 0.05); None = lam."""
 
     # Losses
-    cliprange: float = Field(
-        0.2, gt=0, title="Clip range", description="A token's probability ratio beyond 1 +- this gets no more gradient."
-    )
-    cliprange_value: float = Field(
-        0.2, gt=0, title="Value clip range", description="A value further than this from the rollout's is clipped."
-    )
-    vf_coef: float = Field(
-        0.1,
-        gt=0,
-        title="Value coefficient",
-        description="Weight of the value loss. The value model has parameters of its own and Adam divides the scale "
-        "out again, so it decides only when max_grad_norm cuts in; the value's speed is value_learning_rate.",
-    )
-
-    # Optimisation
-    learning_rate: float = Field(1e-5, ge=0, title="Learning rate", description="Peak, of the policy, for AdamW.")
-    value_learning_rate: float = Field(
-        1e-5, ge=0, title="Value learning rate", description="Peak, of the value model, for AdamW."
-    )
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", title="Schedule", description="How both learning rates fall from their peak to 0 over the run."
-    )
-    warmup_ratio: float = Field(
-        0.03, ge=0, lt=1, title="Warm-up", description="Share of all optimizer steps in which the rates rise from 0."
-    )
-    max_grad_norm: float = Field(
-        1.0, gt=0, title="Largest gradient norm", description="Longer gradients are shortened; policy and value each."
-    )
+    cliprange: float = Field(0.2, gt=0)
+    """A token's probability ratio below 1 - this, or above 1 + this, gets no more gradient."""
+    cliprange_high: float | None = Field(None, gt=0)
+    """The upper range by itself (Yu et al. 2025, DAPO: 0.28 leaves rare tokens room to grow); None = cliprange."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Largest ratio that counts where the advantage is negative (Ye et al. 2020: 3); None = no limit."""
+    cliprange_value: float | None = Field(0.2, gt=0)
+    """A value further than this from the rollout's is clipped; None = not."""
+    vf_coef: float = Field(0.1, gt=0)
+    """Weight of the value loss against the policy's on a shared trunk. Parameters of its own are scaled by Adam: there
+    it decides only when max_grad_norm cuts in, and value_learning_rate sets the speed."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy of the next-token distribution, in nats, that the loss rewards; 0.001 to 0.01 is usual."""
+    ptx_coef: Share = 0.0
+    """c in (1 - c) policy loss + c language-model loss on `ptx` data, or `sft` where there are none: keeps what the
+    policy could before (Ouyang et al. 2022; weights as in ColossalChat)."""
+    ptx_batch_size: int = Field(16, ge=1)
+    """Records of the language-model loss in each optimizer step, all processes together."""
 
     # Rollouts
-    sampling: SamplingConfig = Field(SamplingConfig(), title="Sampling", description="How responses are drawn.")
-    rollout_batch_size: int = Field(
-        64, ge=1, title="Rollout batch", description="Responses generated at once on each process; sizes the KV cache."
-    )
-    micro_batch_tokens: int = Field(
-        8192,
-        ge=1,
-        title="Micro-batch tokens",
-        description="Most tokens, padding included, of one forward and backward pass; sizes the activations. "
-        "Changes speed and memory, not the result.",
-    )
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are drawn."""
+    rollout_batch_size: int = Field(64, ge=1)
+    """Responses generated at once on each process; sizes the KV cache."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Most tokens, padding included, of one forward and backward; sizes the activations. Not the result, only speed."""
 
     # While it runs
-    evaluate_every: int = Field(
-        10,
-        ge=0,
-        title="Evaluate every",
-        description="Iterations between evaluations on held-out prompts; 0: only before the first and after the last.",
-    )
-    num_eval_prompts: int = Field(64, ge=1, title="Evaluation prompts", description="Held-out prompts to answer.")
-    num_sample_generations: int = Field(
-        4, ge=0, title="Samples", description="Answers of each evaluation written to samples.jsonl."
-    )
-    checkpoint_every: int = Field(10, ge=1, title="Checkpoint every", description="Iterations between checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, title="Checkpoints kept", description="The newest so many stay.")
-    seed: int = Field(0, title="Seed", description="Of prompt order, sampling, mini-batches and fresh adapters.")
+    evaluate_every: int = Field(10, ge=0)
+    """Iterations between evaluations on held-out prompts; 0 = only before the first and after the last."""
+    num_eval_prompts: int = Field(64, ge=1)
+    """Held-out prompts to answer."""
+    num_sample_generations: int = Field(4, ge=0)
+    """Answers of each evaluation that are shown in the log and written to samples.jsonl."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many stay, and the best."""
+    best_metric: str = "eval_score"
+    """The best checkpoint is that of the evaluation where this is largest; `-eval_kl` looks for the smallest."""
+    use_best: bool = False
+    """The result is the best checkpoint instead of the last iteration's."""
+    trackers: list[str] = Field(default_factory=list)
+    """Where metrics also go, through accelerate: tensorboard, wandb, trackio, mlflow, ...; each needs its package."""
+    callbacks: list[str] = Field(default_factory=list)
+    """Callables `package.module:function` called after each iteration; see tasks/ppo/train.py, Callback."""
+    seed: int = 0
+    """Of prompt order, sampling, mini-batches and fresh adapters."""
 
     @property
     def num_iterations(self) -> int:
@@ -129,27 +125,44 @@ class PPOConfig(Config):
         return -(-self.total_episodes // self.batch_size)
 
     @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.num_iterations * self.num_ppo_epochs * self.num_mini_batches
+    def steps_per_iteration(self) -> int:
+        """Optimizer steps of one iteration."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def uses_reward_model(self) -> bool:
+        """Whether the chain's own reward model is among the rewards."""
+        return any(isinstance(reward, ModelReward) and reward.model is None for reward in self.rewards)
+
+    def sources(self) -> dict[str, str]:
+        """Input name -> hub name, folder or artifact of everything that is fetched for this config."""
+        options = {
+            "start_policy": self.start_policy,
+            "start_value": self.start_value,
+            "reference": self.reference_model,
+        }
+        options |= {reward.input_name: reward.model for reward in self.rewards if isinstance(reward, ModelReward)}
+        return {name: source for name, source in options.items() if source is not None}
 
     @model_validator(mode="after")
-    def _check(self) -> "PPOConfig":
+    def _check_algorithm(self) -> Self:
+        check_names(self.rewards)
         if self.batch_size % self.num_mini_batches:
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by num_mini_batches {self.num_mini_batches}. "
                 f"Set batch_size to a multiple of {self.num_mini_batches}."
             )
-        if self.models == "separate" and self.dtype != "float32":
+        if self.value_pretraining_iterations >= self.num_iterations:
             raise ValueError(
-                "separate models train the weights themselves, and in bfloat16 an update smaller than 1/256 of a "
-                "weight is lost. Set dtype float32, or models shared."
+                f"value_pretraining_iterations {self.value_pretraining_iterations} leaves none of the "
+                f"{self.num_iterations} iterations (total_episodes / batch_size) to the policy. Lower it."
             )
-        if self.lora.dropout:
-            raise ValueError(
-                f"lora.dropout {self.lora.dropout} would make the probability ratio compare two different random "
-                "networks. Set it to 0: in PPO the KL penalty does the regularising."
-            )
+        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
+            raise ValueError("Both missing_eos_penalty (subtract) and missing_eos_score (replace) are set. Choose one.")
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError("kl_in loss needs kl_estimator k2 or k3: the gradient of k1 is 0 on average.")
+        if self.cliprange_high is not None and self.cliprange_high < self.cliprange:
+            raise ValueError(f"cliprange_high {self.cliprange_high} is below cliprange {self.cliprange}. Raise it.")
         if self.sampling.min_new_tokens > self.sampling.response_length:
             raise ValueError(
                 f"sampling.min_new_tokens {self.sampling.min_new_tokens} is larger than "

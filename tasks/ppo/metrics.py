@@ -1,17 +1,13 @@
-"""What is told of each iteration, and how long its phases took."""
+"""What is told of each iteration; docs/ppo.md says what each metric means and where it should be."""
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from tasks.ppo.objective import explained_variance, kl_k3, masked_mean
-
-if TYPE_CHECKING:
-    from tasks.ppo.rollout import Rollout
+from tasks.ppo.objective import explained_variance, kl_estimate, masked_mean
+from tasks.ppo.rollout import Rollout
+from tasks.ppo.targets import Targets
 
 CURVES = (
     "score", "eval_score", "kl", "entropy", "policy_loss", "value_loss", "clip_fraction", "explained_variance",
@@ -19,32 +15,14 @@ CURVES = (
 )  # fmt: skip
 
 
-class Clock:
-    """Seconds spent in each named phase, the work on the device included."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = _now()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + _now() - start
-
-    def take(self) -> dict[str, float]:
-        """The seconds since the last take, by phase."""
-        taken, self.seconds = self.seconds, {}
-        return taken
-
-
-def rollout_metrics(rollout: "Rollout") -> dict[str, Tensor]:
-    """Means over a rollout, each a tensor [] on the device. Sums over tokens are per episode, in nats."""
+def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
+    """Means over the episodes of a rollout, each []; those of KL are sums over a response, in nats."""
     mask, lengths = rollout.mask, rollout.mask.sum(dim=1).float()
-    return {
-        "score": rollout.scores.mean(),
-        "score_std": rollout.scores.std(),
-        "kl": rollout.kl.sum(dim=1).mean(),
-        "kl_k3": kl_k3(rollout.old_logprobs, rollout.ref_logprobs).sum(dim=1).mean(),
+    metrics = {"score": rollout.scores.mean(), "score_std": rollout.scores.std(correction=0)}
+    metrics |= {f"score_{name}": scores.mean() for name, scores in rollout.scores_by_reward.items()}
+    for name, estimator in (("kl", "k1"), ("kl_k2", "k2"), ("kl_k3", "k3")):
+        metrics[name] = kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, estimator).sum(dim=1).mean()
+    return metrics | {
         "entropy": -masked_mean(rollout.old_logprobs, mask),
         "value": masked_mean(rollout.values, mask),
         "response_length": lengths.mean(),
@@ -53,17 +31,15 @@ def rollout_metrics(rollout: "Rollout") -> dict[str, Tensor]:
     }
 
 
-def fit_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How well the values [B, R] foresaw the returns [B, R]."""
-    return {"explained_variance": explained_variance(values, returns, mask)}
+def target_metrics(rollout: Rollout, targets: Targets) -> dict[str, Tensor]:
+    """How well the values foresaw the returns, and what the KL costs."""
+    return {
+        "explained_variance": explained_variance(rollout.values, targets.returns, rollout.mask),
+        "kl_coef": torch.tensor(targets.kl_coef),
+    }
 
 
 def to_floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """The numbers of tensors [], in one transfer from the device."""
-    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    device = next(iter(metrics.values())).device
+    return dict(zip(metrics, torch.stack([metric.to(device) for metric in metrics.values()]).tolist(), strict=True))

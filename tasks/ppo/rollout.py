@@ -3,22 +3,23 @@
 Shapes: B episodes of all processes, R = sampling.response_length, N response tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.actor_critic.models import Models
+from tasks.config import SamplingConfig
 from tasks.data import decode_response
 from tasks.episodes import Episodes, join, logprobs_of, measure_tokens, values_of
-from tasks.generation import Responses, generate, uniform_numbers
+from tasks.generation import generate, uniform_numbers
+from tasks.language_data import LanguageData
 from tasks.ppo.config import PPOConfig
-from tasks.ppo.metrics import Clock
-from tasks.ppo.models import Models
 from tasks.processes import Processes
 from tasks.prompts import Prompt
-from tasks.rewards import RewardFunction, check_finite, function_scores, model_scores
+from tasks.rewards.sources import Answers, Reward, combine
+from tasks.tracking import Clock
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class Run:
     config: PPOConfig
     processes: Processes
     tokenizer: PreTrainedTokenizerBase
+    sampling: SamplingConfig  # the config's, with the strings that end a response by the conversation template
     stop_ids: Sequence[int]
     models: Models
-    reward_function: RewardFunction | None  # None: the reward model scores
+    rewards: Sequence[Reward]
+    ptx: LanguageData | None
     clock: Clock
 
 
@@ -46,7 +49,8 @@ class Rollout:
     episodes: Episodes
     response_ids: Tensor  # [B, R] long
     ended: Tensor  # [B] bool
-    scores: Tensor  # [B] float32, as the reward source gave them
+    scores: Tensor  # [B] float32, the weighted sum of the rewards'
+    scores_by_reward: Mapping[str, Tensor]  # [B] float32 each, as the reward source gave them
     old_logprobs: Tensor  # [B, R] float32, under the policy that sampled
     ref_logprobs: Tensor  # [B, R] float32
     values: Tensor  # [B, R] float32, before the token is chosen
@@ -56,11 +60,6 @@ class Rollout:
     def mask(self) -> Tensor:
         """True at response tokens, [B, R] bool."""
         return self.episodes.mask
-
-    @property
-    def kl(self) -> Tensor:
-        """logprobs - ref_logprobs under the policy that sampled, [B, R]: the KL estimator k1."""
-        return self.old_logprobs - self.ref_logprobs
 
 
 def roll_out(run: Run, prompts: Sequence[Prompt], *key: int | str) -> Rollout:
@@ -73,28 +72,33 @@ def roll_out(run: Run, prompts: Sequence[Prompt], *key: int | str) -> Rollout:
         responses = generate(
             run.models.policy(),
             [prompt.ids for prompt in my_prompts],
-            config.sampling,
+            run.sampling,
             uniforms=uniforms[mine],
             stop_ids=run.stop_ids,
+            tokenizer=run.tokenizer,
             pad_token_id=run.tokenizer.pad_token_id,
             rows_at_once=config.rollout_batch_size,
         )
+    episodes = join([prompt.ids for prompt in my_prompts], responses.ids, responses.mask)
     with run.clock("score"):
-        generated = (responses.ids, responses.mask, responses.ended, responses.logprobs)
-        measured = _measure(run, my_prompts, responses)
-        ids, mask, ended, generation_logprobs, old_logprobs, ref_logprobs, values, scores = (
-            processes.gather(rows, len(prompts)) for rows in (*generated, *measured)
-        )
-        check_finite(scores.tolist(), config.reward_function or "the reward model")
+        answers = Answers(my_prompts, episodes, decode_responses(run, responses.ids, responses.mask))
+        scores = {reward.name: reward.scorer(answers) for reward in run.rewards}
+    with run.clock("measure"):
+        measured = _measure(run, episodes)
+
+    def gather(rows: Tensor) -> Tensor:
+        return processes.gather(rows, len(prompts))
+
+    ids, mask = gather(responses.ids), gather(responses.mask)
+    scores = {name: gather(rows) for name, rows in scores.items()}
     return Rollout(
         episodes=join([prompt.ids for prompt in prompts], ids, mask),
         response_ids=ids,
-        ended=ended,
-        scores=scores,
-        old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs,
-        values=values,
-        generation_logprobs=generation_logprobs,
+        ended=gather(responses.ended),
+        scores=combine(scores, run.rewards),
+        scores_by_reward=scores,
+        generation_logprobs=gather(responses.logprobs),
+        **{name: gather(rows) for name, rows in measured.items()},
     )
 
 
@@ -105,22 +109,17 @@ def decode_responses(run: Run, ids: Tensor, mask: Tensor) -> list[str]:
     return [decode_response(run.tokenizer, row[:length]) for row, length in rows]
 
 
-def _measure(run: Run, prompts: Sequence[Prompt], responses: Responses) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Old logprobs, reference logprobs, values, each [b, R], and scores [b] of this process's episodes."""
-    config, models = run.config, run.models
-    episodes = join([prompt.ids for prompt in prompts], responses.ids, responses.mask)
-    budget, temperature = config.micro_batch_tokens, config.sampling.temperature
-    policy = models.policy()
-    old_logprobs = measure_tokens(lambda part: logprobs_of(policy, part, temperature), episodes, budget)
-    reference = models.reference()
-    ref_logprobs = measure_tokens(lambda part: logprobs_of(reference, part, temperature), episodes, budget)
+def _measure(run: Run, episodes: Episodes) -> dict[str, Tensor]:
+    """Logprobs under policy and reference, and values, each [b, R], of this process's episodes."""
+    models, temperature = run.models, run.config.sampling.temperature
+
+    def measure(of: Callable[[Episodes], Tensor]) -> Tensor:
+        return measure_tokens(of, episodes, run.config.micro_batch_tokens)
+
+    def logprobs(model: PreTrainedModel) -> Tensor:
+        return measure(lambda part: logprobs_of(model, part, temperature))
+
     value = models.value()
-    values = measure_tokens(lambda part: values_of(value, part), episodes, budget)
-    if run.reward_function is None:
-        scores = model_scores(models.reward(), episodes, budget)
-    else:
-        texts = decode_responses(run, responses.ids, responses.mask)
-        columns = {name: [prompt.columns[name] for prompt in prompts] for name in prompts[0].columns}
-        numbers = function_scores(run.reward_function, [prompt.text for prompt in prompts], texts, columns)
-        scores = torch.tensor(numbers, device=values.device)
-    return old_logprobs, ref_logprobs, values, scores
+    values = measure(lambda part: values_of(value, part))
+    old_logprobs = logprobs(models.policy())
+    return {"old_logprobs": old_logprobs, "ref_logprobs": logprobs(models.reference()), "values": values}

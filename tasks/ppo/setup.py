@@ -1,23 +1,29 @@
 """From the input folders to a run; whatever can be refused is refused before the models are loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from tasks.actor_critic.loading import load_models, value_start
+from tasks.callables import load_callable
 from tasks.errors import InputError
+from tasks.language_data import read_language_data
 from tasks.model_files import CONFIG, read_json, require_kind
 from tasks.modeling import load_tokenizer, stop_token_ids
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.memory import check_memory
-from tasks.ppo.metrics import Clock
-from tasks.ppo.models import load_models
 from tasks.ppo.rollout import Run
 from tasks.processes import Processes
 from tasks.program import require
-from tasks.prompts import Prompt, read_prompts
-from tasks.rewards import load_reward_function
+from tasks.prompts import Prompt, check_proportions, read_prompts
+from tasks.rewards.sources import check_prompts, check_rewards, load_rewards
+from tasks.templates import with_stops
+from tasks.trackers import check_trackers
+from tasks.tracking import Clock
+
+TRACKERS = "trackers"
 
 
 @dataclass(frozen=True)
@@ -28,31 +34,49 @@ class Prompts:
     held_out: Sequence[Prompt]
 
 
-def set_up(config: PPOConfig, inputs: Mapping[str, Path]) -> tuple[Run, Prompts]:
+def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple[Run, Prompts]:
     """The run and its prompts; raises InputError for what does not fit together."""
-    processes = Processes()
+    check_trackers(config.trackers)
+    processes = Processes(config.trackers, output / TRACKERS)
     check_batch(config, processes.count)
-    reward = _reward_folder(config, inputs)
-    reward_function = None if config.reward_function is None else load_reward_function(config.reward_function)
-    policy = inputs["policy"]
-    require_kind(policy, "model")
-    tokenizer = load_tokenizer(policy)
-    if reward is not None:
-        _check_reward_model(reward, tokenizer)
-    prompts = _read_prompts(config, inputs["data"], tokenizer, context_length(policy))
+    tokenizer = _check_inputs(config, inputs)
+    context = context_length(inputs["policy"])
+    prompts = _read_prompts(config, inputs["data"], tokenizer, context)
+    check_prompts(config.rewards, inputs, tokenizer, [*prompts.train, *prompts.held_out], config.conversation_template)
+    ptx = read_language_data(inputs["data"], tokenizer, context) if config.ptx_coef else None
     longest = max(len(prompt.ids) for prompt in [*prompts.train, *prompts.held_out])
-    check_memory(config, policy, reward, longest + config.sampling.response_length, processes)
-    models = load_models(config, policy, reward, processes.device)
+    check_memory(config, inputs, longest + config.sampling.response_length, processes)
+    models = load_models(config, inputs, processes.device, config.seed)
+    rewards = load_rewards(
+        config.rewards,
+        inputs,
+        tokenizer,
+        device=processes.device,
+        dtype=config.dtype,
+        micro_batch_tokens=config.micro_batch_tokens,
+        log_folder=output,
+        rank=processes.rank,
+        shared_model=None if models.reward_model is None else models.reward,
+        template=config.conversation_template,
+    )
+    sampling, template_stop_ids = with_stops(config.conversation_template, config.sampling, tokenizer)
     run = Run(
         config=config,
         processes=processes,
         tokenizer=tokenizer,
-        stop_ids=stop_token_ids(models.language_model, tokenizer),
+        sampling=sampling,
+        stop_ids=[*stop_token_ids(models.language_model, tokenizer), *template_stop_ids],
         models=models,
-        reward_function=reward_function,
+        rewards=rewards,
+        ptx=ptx,
         clock=Clock(),
     )
     return run, prompts
+
+
+def load_callbacks(config: PPOConfig) -> list[Callable[..., bool | None]]:
+    """The config's callbacks; raises InputError for one that is not there."""
+    return [load_callable(path, "callbacks") for path in config.callbacks]
 
 
 def check_batch(config: PPOConfig, num_processes: int) -> None:
@@ -71,6 +95,35 @@ def context_length(policy: Path) -> int | None:
     return config.get("max_position_embeddings") or config.get("n_positions")
 
 
+def _check_inputs(config: PPOConfig, inputs: Mapping[str, Path]) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, after each folder was found to be of the kind that it is needed for."""
+    require(inputs, "data", "policy", *config.sources())
+    require_kind(inputs["policy"], "model")
+    tokenizer = load_tokenizer(inputs["policy"])
+    if config.conversation_template is not None:
+        config.conversation_template.apply_to(tokenizer)
+    check_rewards(config.rewards, inputs, tokenizer)
+    value_start(config, inputs)
+    if "start_policy" in inputs:
+        require_kind(inputs["start_policy"], "actor_critic", "adapter" if config.has_adapters else "model")
+    if "reference" in inputs:
+        require_kind(inputs["reference"], "model")
+        _check_same_tokens(inputs["reference"], tokenizer)
+    names = {"eval_score", "eval_kl", "eval_response_length", "eval_ended", "eval_entropy"}
+    names |= {f"eval_score_{reward.name}" for reward in config.rewards}
+    if config.best_metric.removeprefix("-") not in names:
+        raise InputError(f"best_metric {config.best_metric!r}: expected one of {', '.join(sorted(names))}.")
+    return tokenizer
+
+
+def _check_same_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"{folder}: the reference model has another tokenizer than the policy, so there is no KL between them. "
+            "Give a model of the same tokens."
+        )
+
+
 def _read_prompts(config: PPOConfig, data: Path, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Prompts:
     length = config.sampling.response_length
     if context is not None and length >= context:
@@ -78,30 +131,10 @@ def _read_prompts(config: PPOConfig, data: Path, tokenizer: PreTrainedTokenizerB
             f"sampling.response_length {length} leaves no room for a prompt in the model's context of {context} "
             "tokens. Lower it."
         )
-    longest = None if context is None else context - length
-    train, held_out = (read_prompts(data, split, tokenizer, longest) for split in ("train", "test"))
+    limits = [config.max_prompt_length, None if context is None else context - length]
+    longest = min((limit for limit in limits if limit is not None), default=None)
+    train, held_out = (
+        read_prompts(data, split, tokenizer, longest, config.conversation_template) for split in ("train", "test")
+    )
+    check_proportions(train, config.prompt_proportions)
     return Prompts(train, held_out[: config.num_eval_prompts])
-
-
-def _reward_folder(config: PPOConfig, inputs: Mapping[str, Path]) -> Path | None:
-    """The reward model's folder, or None where a function scores."""
-    require(inputs, "data", "policy")
-    if config.reward_function is None:
-        require(inputs, "reward_model")
-        return inputs["reward_model"]
-    if "reward_model" in inputs:
-        raise InputError(
-            f"Both --input reward_model and reward_function {config.reward_function!r} are given. Leave out one: "
-            "a single source scores the responses."
-        )
-    return None
-
-
-def _check_reward_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError unless `folder` is a reward model that reads the policy's tokens as the policy does."""
-    require_kind(folder, "reward_model", "reward_adapter")
-    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
-        raise InputError(
-            f"{folder}: the reward model has another tokenizer than the policy, so it cannot read its tokens. "
-            "Train the reward model from the policy's model."
-        )

@@ -1,7 +1,8 @@
-"""Proximal policy optimisation of a language model against a reward model or a reward function.
+"""Proximal policy optimisation of a language model against reward models, rules, services or functions.
 
     accelerate launch -m tasks.ppo.train --config config.json --input data=DIR --input policy=DIR
-        [--input reward_model=DIR] --output DIR
+        [--input reward_model=DIR] [--input start_policy=DIR] [--input start_value=DIR] [--input reference=DIR]
+        --output DIR
 
 Roll out, measure, update, and again; then OUTPUT is an `actor_critic`: policy and value model.
 """
@@ -10,58 +11,88 @@ import math
 import resource
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
+from tasks.actor_critic.optimizer import Optimizer
+from tasks.checkpoints import checkpoint_folder, newest_checkpoint, read_tensors, restore_logs
 from tasks.errors import InputError
 from tasks.model_files import write_json
-from tasks.ppo.checkpoint import Progress, load_checkpoint, newest_checkpoint, restore_logs, save_checkpoint
+from tasks.ppo.checkpoint import LOGS, Progress, load_progress, save_progress
 from tasks.ppo.config import PPOConfig
-from tasks.ppo.evaluation import evaluate_policy
-from tasks.ppo.metrics import CURVES, fit_metrics, rollout_metrics, to_floats
-from tasks.ppo.optimizer import Optimizer
+from tasks.ppo.evaluation import SAMPLES_FILE, evaluate_policy
+from tasks.ppo.metrics import CURVES, rollout_metrics, target_metrics, to_floats
+from tasks.ppo.objective import adapted_kl_coef
 from tasks.ppo.rollout import Run, roll_out
-from tasks.ppo.setup import Prompts, set_up
-from tasks.ppo.update import targets_of, update
-from tasks.program import run_program
+from tasks.ppo.setup import Prompts, load_callbacks, set_up
+from tasks.ppo.targets import targets_of
+from tasks.ppo.update import update
+from tasks.program import run_program, sigterm_noted
 from tasks.prompts import batch_of
+from tasks.samples import as_markdown, read_samples
+from tasks.trackers import start_trackers
 from tasks.tracking import MetricsLog, plot_curves, read_metrics
 
 STOPPED = 128 + signal.SIGTERM
+SHOWN = ("score", "kl", "entropy", "clip_fraction", "explained_variance", "response_length", "eval_score")
+
+AVERAGE = "average."  # before the names of the reference's averages in a checkpoint
+
+Metrics = Mapping[str, float]
+Callback = Callable[[int, Metrics, Run], bool | None]
+"""Called on every process after each iteration, with its number from 1 and its metrics; True ends the run."""
 
 
 def main(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> None:
     """Train policy and value model and leave them in `output`; resumes from the newest checkpoint there."""
-    run, prompts = set_up(config, inputs)
-    optimizer = Optimizer(run.models.trainable, config, run.processes)
-    progress = _resume(run, optimizer, output)
-    progress = train(run, optimizer, prompts, progress, output)
+    callbacks = load_callbacks(config)
+    run, prompts = set_up(config, inputs, output)
+    optimizer = make_optimizer(run)
+    progress = resume(run, optimizer, output)
+    progress = train(run, optimizer, prompts, progress, output, callbacks)
+    if config.use_best and progress.best_iteration is not None:
+        _load(run, optimizer, read_tensors(checkpoint_folder(output, progress.best_iteration)))
     if run.processes.is_main:
         run.models.save(output, run.tokenizer, {"iterations": progress.iteration})
         write_report(progress, config, output)
     run.processes.leave()
 
 
-def train(run: Run, optimizer: Optimizer, prompts: Prompts, progress: Progress, output: Path) -> Progress:
+def train(
+    run: Run,
+    optimizer: Optimizer,
+    prompts: Prompts,
+    progress: Progress,
+    output: Path,
+    callbacks: Sequence[Callback] = (),
+) -> Progress:
     """The iterations from `progress` to the last, with evaluations and checkpoints; exits when SIGTERM came."""
     config, processes = run.config, run.processes
-    log = MetricsLog(output, progress.iteration) if processes.is_main else None
+    tell = _Teller(run, progress, output)
     if progress.iteration == 0:
         metrics, progress = _evaluate(run, prompts, progress, output)
-        _tell(log, 0, config, metrics)
-    with _sigterm_noted() as sigterm:
-        for step in range(progress.iteration + 1, config.num_iterations + 1):
+        tell(0, metrics)
+    is_over = False
+    with sigterm_noted() as sigterm:
+        while not is_over and progress.iteration < config.num_iterations:
             metrics, progress = iterate(run, optimizer, prompts, progress)
-            is_last = step == config.num_iterations
-            if is_last or (config.evaluate_every and step % config.evaluate_every == 0):
-                evaluation, progress = _evaluate(run, prompts, progress, output)
-                metrics |= evaluation
-            _tell(log, step, config, metrics)
+            step = progress.iteration
+            evaluates = step == config.num_iterations or (config.evaluate_every and step % config.evaluate_every == 0)
+            if evaluates:
+                metrics, progress = _evaluate(run, prompts, progress, output, metrics)
+            wishes = [callback(step, metrics, run) for callback in callbacks]
+            is_over = processes.any(any(wishes))
+            if is_over and not evaluates:
+                metrics, progress = _evaluate(run, prompts, progress, output, metrics)
+            tell(step, metrics)
+            is_last = is_over or step == config.num_iterations
             is_stopping = processes.any(sigterm.is_set())
-            if processes.is_main and (is_last or is_stopping or step % config.checkpoint_every == 0):
-                save_checkpoint(output, progress, optimizer.state(), config)
+            is_due = step % config.checkpoint_every == 0 or progress.best_iteration == step
+            if processes.is_main and (is_last or is_stopping or is_due):
+                save_progress(output, progress, _state(run, optimizer), config)
             if is_stopping:
                 processes.leave()
                 sys.exit(STOPPED)
@@ -71,29 +102,63 @@ def train(run: Run, optimizer: Optimizer, prompts: Prompts, progress: Progress, 
 def iterate(run: Run, optimizer: Optimizer, prompts: Prompts, progress: Progress) -> tuple[dict[str, float], Progress]:
     """One iteration: roll out, advantages, epochs of updates. Its metrics, and the progress after it."""
     config, iteration = run.config, progress.iteration
-    batch = batch_of(prompts.train, iteration, config.batch_size, config.seed)
+    batch = batch_of(prompts.train, iteration, config.batch_size, config.seed, config.prompt_proportions)
     rollout = roll_out(run, batch, "rollout", config.seed, iteration)
+    moments = progress.moments.after(rollout.scores)
     with run.clock("update"):
-        targets = targets_of(rollout, config)
+        targets = targets_of(rollout, config, progress.kl_coef, moments)
         losses = update(run, optimizer, rollout, targets, iteration)
-    metrics = to_floats(rollout_metrics(rollout) | fit_metrics(rollout.values, targets.returns, rollout.mask) | losses)
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise InputError(
-                f"Iteration {iteration + 1}: {name} is {value}. Lower learning_rate and value_learning_rate; "
-                f"the last checkpoint, if any, is from before."
-            )
+        run.models.move_reference(config.reference_decay)
+    metrics = to_floats(rollout_metrics(rollout) | target_metrics(rollout, targets) | losses)
+    _check_finite(metrics, iteration + 1)
     seconds = run.clock.take()
     num_tokens = round(metrics["response_length"] * config.batch_size)
-    metrics["tokens_per_s"] = num_tokens / sum(seconds.values())
-    rates = optimizer.learning_rates((iteration + 1) * config.num_ppo_epochs * config.num_mini_batches - 1)
+    rates = optimizer.learning_rates((iteration + 1) * config.steps_per_iteration - 1)
     metrics |= dict(zip(("learning_rate", "value_learning_rate"), rates, strict=True))
     metrics |= {f"{phase}_s": duration for phase, duration in seconds.items()}
-    return metrics, progress.after_iteration(seconds, num_tokens)
+    metrics["tokens_per_s"] = num_tokens / sum(seconds.values())
+    kl_coef = progress.kl_coef
+    if config.kl_target is not None:
+        kl_coef = adapted_kl_coef(kl_coef, metrics["kl"], config.kl_target, config.batch_size, config.kl_horizon)
+    return metrics, replace(
+        progress.after_phases(seconds),
+        iteration=iteration + 1,
+        kl_coef=kl_coef,
+        moments=moments,
+        num_tokens=progress.num_tokens + num_tokens,
+    )
+
+
+def make_optimizer(run: Run) -> Optimizer:
+    """Of the run's policy and value model, before its first step."""
+    config = run.config
+    return Optimizer(
+        run.models.trainable,
+        config,
+        run.processes,
+        num_steps=config.num_iterations * config.steps_per_iteration,
+        first_policy_step=config.value_pretraining_iterations * config.steps_per_iteration,
+    )
+
+
+def resume(run: Run, optimizer: Optimizer, output: Path) -> Progress:
+    """How far the newest checkpoint in `output` has come, with its parameters and moments; or the start."""
+    folder = newest_checkpoint(output)
+    progress = Progress(num_processes=run.processes.count, kl_coef=run.config.kl_coef)
+    if folder is not None:
+        progress, tensors = load_progress(folder, run.config)
+        _load(run, optimizer, tensors)
+        print(f"resuming after iteration {progress.iteration} from {folder}")
+        if progress.num_processes != run.processes.count:
+            print(f"it was written by {progress.num_processes} processes: rounding will differ from an undisturbed run")
+    run.processes.wait()
+    if run.processes.is_main:
+        restore_logs(folder, output, LOGS)
+    return progress
 
 
 def write_report(progress: Progress, config: PPOConfig, output: Path) -> None:
-    """Write OUTPUT/report.json and OUTPUT/curves.png from the run's metrics."""
+    """Write OUTPUT/report.json, report.md and curves.png from the run's metrics and samples."""
     records = read_metrics(output)
     evaluations = [record for record in records if "eval_score" in record]
     first, last = evaluations[0], evaluations[-1]
@@ -105,9 +170,10 @@ def write_report(progress: Progress, config: PPOConfig, output: Path) -> None:
         "response_length_after": last["eval_response_length"],
         "ended_before": first["eval_ended"],
         "ended_after": last["eval_ended"],
+        "best_iteration": progress.best_iteration,
         "num_iterations": progress.iteration,
         "num_episodes": progress.iteration * config.batch_size,
-        "num_steps": config.num_steps,
+        "num_steps": progress.iteration * config.steps_per_iteration,
         "num_tokens": progress.num_tokens,
         "num_processes": progress.num_processes,
         "seconds": {phase: round(duration, 3) for phase, duration in progress.seconds.items()},
@@ -115,49 +181,54 @@ def write_report(progress: Progress, config: PPOConfig, output: Path) -> None:
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     write_json(output / "report.json", report)
+    (output / "report.md").write_text(as_markdown(read_samples(output / SAMPLES_FILE)))
     plot_curves(records, CURVES, output / "curves.png")
 
 
-def _resume(run: Run, optimizer: Optimizer, output: Path) -> Progress:
-    """How far the newest checkpoint in `output` has come, parameters and moments taken over; or the start."""
-    folder = newest_checkpoint(output)
-    progress = Progress(iteration=0, num_processes=run.processes.count, seconds={}, num_tokens=0)
-    if folder is not None:
-        progress, tensors = load_checkpoint(folder, run.config)
-        optimizer.load_state(tensors)
-        print(f"resuming after iteration {progress.iteration} from {folder}")
-        if progress.num_processes != run.processes.count:
-            print(f"it was written by {progress.num_processes} processes: rounding will differ from an undisturbed run")
-    run.processes.wait()
-    if run.processes.is_main:
-        restore_logs(folder, output)
-    return progress
+def _evaluate(
+    run: Run, prompts: Prompts, progress: Progress, output: Path, metrics: Metrics | None = None
+) -> tuple[dict[str, float], Progress]:
+    """`metrics` with those of an evaluation, and the progress with what it took and whether it is the best."""
+    found = evaluate_policy(run, prompts.held_out, progress.iteration, output)
+    name = run.config.best_metric
+    value = -found[name[1:]] if name.startswith("-") else found[name]
+    progress = progress.after_phases({"evaluate": sum(run.clock.take().values())}).after_evaluation(value)
+    return {**(metrics or {}), **found}, progress
 
 
-def _evaluate(run: Run, prompts: Prompts, progress: Progress, output: Path) -> tuple[dict[str, float], Progress]:
-    metrics = evaluate_policy(run, prompts.held_out, progress.iteration, output)
-    return metrics, progress.after_phase("evaluate", sum(run.clock.take().values()))
+def _state(run: Run, optimizer: Optimizer) -> dict[str, Tensor]:
+    return optimizer.state() | {f"{AVERAGE}{name}": tensor for name, tensor in run.models.averages.items()}
 
 
-def _tell(log: MetricsLog | None, step: int, config: PPOConfig, metrics: Mapping[str, float]) -> None:
-    """Log the step's metrics, and print the few that tell whether it goes well; only the main process has a log."""
-    if log is None:
-        return
-    log.write(step, config.num_iterations, metrics)
-    names = ("score", "kl", "entropy", "clip_fraction", "explained_variance", "response_length", "eval_score")
-    shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
-    print(f"iteration {step}/{config.num_iterations}  {shown}", flush=True)
+def _load(run: Run, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    optimizer.load_state(tensors)
+    averages = {name.removeprefix(AVERAGE): tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
+    run.models.load_averages(averages)
 
 
-@contextmanager
-def _sigterm_noted() -> Iterator[threading.Event]:
-    """Inside, SIGTERM sets the event and interrupts nothing: the iteration comes to its end and is kept."""
-    event = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _check_finite(metrics: Metrics, iteration: int) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"Iteration {iteration}: {name} is {value}. Lower learning_rate and value_learning_rate; "
+                f"the last checkpoint, if any, is from before."
+            )
+
+
+class _Teller:
+    """Tells an iteration's metrics to the log, the trackers and the terminal; only the main process has a log."""
+
+    def __init__(self, run: Run, progress: Progress, output: Path) -> None:
+        self.config, self.accelerator = run.config, run.processes.accelerator
+        self.log = MetricsLog(output, progress.iteration) if run.processes.is_main else None
+        start_trackers(self.accelerator, "ppo", run.config)
+
+    def __call__(self, step: int, metrics: Metrics) -> None:
+        self.accelerator.log(dict(metrics), step=step)
+        if self.log is not None:
+            self.log.write(step, self.config.num_iterations, metrics)
+            shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in SHOWN if name in metrics)
+            print(f"iteration {step}/{self.config.num_iterations}  {shown}", flush=True)
 
 
 if __name__ == "__main__":

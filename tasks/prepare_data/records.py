@@ -1,6 +1,6 @@
 """Every form of record that is understood, brought into one form.
 
-Out come `prompt, completion` (sft), `prompt, chosen, rejected` (preferences), `prompt` and all else (prompts).
+Out come `prompt, completion` (sft, ptx), `prompt, chosen, rejected` (preferences), `prompt` and all else (prompts).
 A text is a string or a list of {role, content} messages, the same in every column of a record.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tasks.errors import InputError
-from tasks.prepare_data.config import FIELDS, Kind, SourceConfig
+from tasks.prepare_data.config import FIELDS, SOURCE_COLUMN, Kind, SourceConfig
 
 Message = dict[str, str]
 Text = str | list[Message]
@@ -18,11 +18,13 @@ FORMS: dict[Kind, tuple[set[str], ...]] = {
     "sft": ({"prompt", "completion"}, {"messages"}),
     "preferences": ({"chosen", "rejected"},),
     "prompts": ({"prompt"},),
+    "ptx": ({"prompt", "completion"}, {"messages"}, {"text"}),
 }
 TEXT_COLUMNS: dict[Kind, tuple[str, ...]] = {
     "sft": ("prompt", "completion"),
     "preferences": ("prompt", "chosen", "rejected"),
     "prompts": ("prompt",),
+    "ptx": ("prompt", "completion"),
 }
 
 
@@ -47,6 +49,11 @@ def check_columns(kind: Kind, source: SourceConfig, present: Iterable[str]) -> N
             f"{source.path} has the columns {', '.join(sorted(theirs)) or '(none)'}, but {kind} needs {forms}. "
             f"Name the source's column in {kind}.columns, e.g. {{{example}: {min(theirs, default='theirs')}}}."
         )
+    if kind == "prompts" and SOURCE_COLUMN in theirs.difference(source.columns.values()):
+        raise InputError(
+            f"{source.path} has a column `{SOURCE_COLUMN}`, where the name of the data set is to stand. "
+            f"Keep it under another name, e.g. prompts.columns: {{origin: {SOURCE_COLUMN}}}."
+        )
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
@@ -57,22 +64,32 @@ def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
 
 def normalise(kind: Kind, record: Mapping[str, Any], separator: str) -> Record:
     """The record in the one form of its kind; raises BadRecord."""
-    if kind == "sft":
-        return _demonstration(record, separator)
     if kind == "preferences":
         return _preference(record, separator)
-    return {**record, "prompt": clean_prompt(_text(record, "prompt"))}
+    if kind == "prompts":
+        return _question(record)
+    if kind == "ptx" and all(record.get(field) is None for field in ("completion", "messages")):
+        return {"prompt": "", "completion": _plain_text(record, "text")}
+    return _demonstration(record, separator)
 
 
-def clean_prompt(prompt: Text) -> Text:
-    """The prompt without trailing spaces: a tokenizer would join them to the next word, which is the response's."""
-    return prompt.rstrip(" ") if isinstance(prompt, str) else prompt
+def is_answered(prompt: Text) -> bool:
+    """True for a conversation that the assistant had the last word in."""
+    return isinstance(prompt, list) and prompt[-1]["role"] == "assistant"
 
 
 def canonical(prompt: Text) -> str:
     """The text by which prompts are told apart; a plain prompt equals the same text as the user's only message."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return "\x1e".join(f"{message['role']}\x1f{message['content'].strip()}" for message in messages)
+
+
+def _question(record: Mapping[str, Any]) -> Record:
+    """The record, its prompt without trailing spaces: a tokenizer would join them to the response's first word."""
+    prompt = _text(record, "prompt")
+    if is_answered(prompt):
+        raise BadRecord("prompt ends with an assistant message, but PPO writes the answer; map the question alone")
+    return {**record, "prompt": prompt.rstrip(" ") if isinstance(prompt, str) else prompt}
 
 
 def _demonstration(record: Mapping[str, Any], separator: str) -> Record:
@@ -112,6 +129,13 @@ def _text(record: Mapping[str, Any], field: str) -> Text:
     if not value.strip():
         raise BadRecord(f"{field} is empty")
     return value
+
+
+def _plain_text(record: Mapping[str, Any], field: str) -> str:
+    text = _text(record, field)
+    if not isinstance(text, str):
+        raise BadRecord(f"{field} is a list of messages, not text")
+    return text
 
 
 def _messages(value: Any, field: str) -> list[Message]:

@@ -1,7 +1,7 @@
-"""Records written to Parquet a batch at a time, with the lengths of their texts."""
+"""Records written to Parquet a batch at a time, with the lengths of their texts; tables of several sources joined."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,33 +17,47 @@ BATCH_SIZE = 1000
 PERCENTILES = {"p5": 5, "p50": 50, "p95": 95, "max": 100}
 
 
+class Lengths:
+    """How long the texts of some columns are, one number a record."""
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        self._counts = {f"{column}_{unit}": array("L") for unit in ("words", "characters") for column in columns}
+        self._columns = list(columns)
+
+    def add(self, record: Record) -> None:
+        """Measure one record's texts."""
+        for column in self._columns:
+            text = plain_text(record[column])
+            self._counts[f"{column}_words"].append(len(text.split()))
+            self._counts[f"{column}_characters"].append(len(text))
+
+    def extend(self, other: "Lengths") -> None:
+        """Take over what another measured of the same columns."""
+        for name, counts in other._counts.items():
+            self._counts[name].extend(counts)
+
+    def percentiles(self) -> dict[str, dict[str, int]]:
+        """Percentiles of each column's length: `COLUMN_words` and `COLUMN_characters`."""
+        return {name: _percentiles(counts) for name, counts in self._counts.items()}
+
+
 class TableWriter:
     """Writes records to one Parquet file. Its schema is that of the first batch; a later misfit is an InputError."""
 
     def __init__(self, path: Path, text_columns: Sequence[str]) -> None:
         self.path = path
         self.num_records = 0
-        self._words = {column: array("L") for column in text_columns}
-        self._characters = {column: array("L") for column in text_columns}
+        self.lengths = Lengths(text_columns)
         self._batch: list[Record] = []
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, record: Record) -> None:
         """Add one record."""
-        for column in self._words:
-            text = plain_text(record[column])
-            self._words[column].append(len(text.split()))
-            self._characters[column].append(len(text))
+        self.lengths.add(record)
         self._batch.append(record)
         self.num_records += 1
         if len(self._batch) == BATCH_SIZE:
             self._flush()
-
-    def lengths(self) -> dict[str, dict[str, int]]:
-        """Percentiles of each text column's length: `COLUMN_words` and `COLUMN_characters`."""
-        measured = {f"{column}_words": counts for column, counts in self._words.items()}
-        measured |= {f"{column}_characters": counts for column, counts in self._characters.items()}
-        return {name: _percentiles(counts) for name, counts in measured.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -78,9 +92,39 @@ class TableWriter:
             ) from error
 
 
+def join_tables(parts: Sequence[Path], path: Path) -> None:
+    """Make one file of several, in their order; a column that a part does not have is empty there.
+
+    Raises InputError where a column has types that do not go together. A single part is only moved.
+    """
+    if len(parts) == 1:
+        parts[0].rename(path)
+        return
+    try:
+        schema = pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
+        with pq.ParquetWriter(path, schema) as writer:
+            for part in parts:
+                for batch in pq.ParquetFile(part).iter_batches(BATCH_SIZE):
+                    writer.write_table(_fitted(pa.Table.from_batches([batch]), schema))
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{path.name}: a column has different types in its sources ({error}). "
+            "Map it to a name of its own in one source's columns, or leave it out there."
+        ) from error
+
+
 def plain_text(text: Text) -> str:
     """All that is said in a text, without roles."""
     return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+
+
+def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    present = set(table.column_names)
+    columns = [
+        table[field.name].cast(field.type) if field.name in present else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -11,7 +11,7 @@ from pathlib import Path
 from peft import LoraConfig as PeftLoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from tasks.actor_critic import ActorCritic, load_actor_critic
+from tasks.actor_critic.folder import ActorCritic, load_actor_critic
 from tasks.adapters import attach_adapter, load_adapter, write_adapter
 from tasks.errors import InputError
 from tasks.logits import difference, logits_of, random_rows

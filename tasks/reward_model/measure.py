@@ -7,11 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from tasks.data import micro_batches, pad_right
 from tasks.modeling import ScalarModel
+from tasks.rewards.models import row_scores
 
 TOKENS_AT_ONCE = 8192
 Z_95 = 1.959964
@@ -43,12 +42,6 @@ def wilson_interval(num_right: int, num_all: int) -> tuple[float, float]:
     return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
-@torch.no_grad()
 def score_rows(model: ScalarModel, rows: Sequence[Sequence[int]]) -> Tensor:
     """The score of each row of token ids at its last token: [N] float32 on the CPU, in the order of `rows`."""
-    device = model.head.weight.device
-    scores = torch.empty(len(rows))
-    for group in micro_batches([len(row) for row in rows], TOKENS_AT_ONCE):
-        ids, mask = pad_right([rows[index] for index in group], value=0)
-        scores[group] = model.score(ids.to(device), mask.to(device)).cpu()
-    return scores
+    return row_scores(model, rows, TOKENS_AT_ONCE).cpu()

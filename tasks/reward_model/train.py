@@ -39,6 +39,7 @@ from tasks.modeling import (
 from tasks.program import require, run_program
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.measure import pair_figures, score_rows
+from tasks.templates import ConversationTemplate, Text
 
 ADAPTER = "default"
 HEAD_WEIGHT = "base_model.model.score.weight"
@@ -75,8 +76,13 @@ def main(config: RewardModelConfig, inputs: Mapping[str, Path], output: Path) ->
     require(inputs, "data", "model")
     require_kind(inputs["model"], "model")
     tokenizer = load_tokenizer(inputs["model"])
-    train = encode(tokenizer, read_split(inputs["data"], "preferences", "train"), config.max_length)
-    test = encode(tokenizer, read_split(inputs["data"], "preferences", "test"), config.max_length)
+    template = config.conversation_template
+    if template is not None:
+        template.apply_to(tokenizer)
+    train, test = (
+        encode(tokenizer, read_split(inputs["data"], "preferences", side), config.max_length, template)
+        for side in ("train", "test")
+    )
     demonstrations = read_demonstrations(config, inputs["data"], tokenizer)
     trainer = make_trainer(config, inputs["model"], output, tokenizer, train.dataset, test.dataset)
     run_training(trainer, output)
@@ -94,10 +100,15 @@ def main(config: RewardModelConfig, inputs: Mapping[str, Path], output: Path) ->
         write_json(output / "report.json", {**report, **counts})
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, Any]], max_length: int) -> Pairs:
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Mapping[str, Any]],
+    max_length: int,
+    template: ConversationTemplate | None = None,
+) -> Pairs:
     """Token rows of prompt + chosen and prompt + rejected, each ending at EOS; pairs over `max_length` are left out."""
     sides = {
-        side: [_joined(tokenizer, record["prompt"], record[side]) for record in records]
+        side: [_joined(tokenizer, record["prompt"], record[side], template) for record in records]
         for side in ("chosen", "rejected")
     }
     lengths = [max(len(chosen), len(rejected)) for chosen, rejected in zip(*sides.values(), strict=True)]
@@ -115,7 +126,10 @@ def read_demonstrations(config: RewardModelConfig, data: Path, tokenizer: PreTra
         return []
     records = read_split(data, "sft", "train")
     drawn = random.Random(config.seed).sample(records, min(config.num_demonstrations, len(records)))
-    return [_joined(tokenizer, record["prompt"], record["completion"])[: config.max_length] for record in drawn]
+    rows = [
+        _joined(tokenizer, record["prompt"], record["completion"], config.conversation_template) for record in drawn
+    ]
+    return [row[: config.max_length] for row in rows]
 
 
 def make_trainer(
@@ -205,8 +219,10 @@ def _checked_mean(centred: Tensor) -> float:
     return mean
 
 
-def _joined(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any) -> list[int]:
-    prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion)
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text, template: ConversationTemplate | None
+) -> list[int]:
+    prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion, template)
     return prompt_ids + completion_ids
 
 

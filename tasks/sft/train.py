@@ -36,6 +36,7 @@ from tasks.modeling import load_causal_lm, load_tokenizer, quiet_libraries, save
 from tasks.program import require, run_program
 from tasks.sft.config import SFTConfig
 from tasks.sft.scratch import make_model, train_tokenizer
+from tasks.templates import ConversationTemplate
 
 IGNORED = -100
 ADAPTER = "default"
@@ -108,8 +109,10 @@ def main(config: SFTConfig, inputs: Mapping[str, Path], output: Path) -> None:
     require(inputs, "data")
     records = {split: read_split(inputs["data"], "sft", split) for split in ("train", "test")}
     model, tokenizer = _start(config, inputs, records["train"])
-    train = encode(tokenizer, records["train"], config.max_length)
-    test = encode(tokenizer, records["test"], config.max_length)
+    template = config.conversation_template
+    if template is not None:
+        template.apply_to(tokenizer)
+    train, test = (encode(tokenizer, records[side], config.max_length, template) for side in ("train", "test"))
     trainer = make_trainer(config, output, model, tokenizer, train.dataset, test.dataset)
     ready_s = time.monotonic() - started
     run_training(trainer, output)
@@ -134,9 +137,14 @@ def main(config: SFTConfig, inputs: Mapping[str, Path], output: Path) -> None:
         write_json(output / "report.json", report)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, Any]], max_length: int) -> Rows:
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Mapping[str, Any]],
+    max_length: int,
+    template: ConversationTemplate | None = None,
+) -> Rows:
     """Token rows with labels on completions only, each ending at EOS unless cut at `max_length` tokens."""
-    pairs = [encode_pair(tokenizer, record["prompt"], record["completion"]) for record in records]
+    pairs = [encode_pair(tokenizer, record["prompt"], record["completion"], template) for record in records]
     kept = [(prompt, completion) for prompt, completion in pairs if len(prompt) < max_length]
     if not kept:
         raise InputError(f"No record has a prompt shorter than max_length {max_length} tokens. Raise max_length.")

@@ -58,9 +58,10 @@ def test_a_misspelt_option_is_refused() -> None:
 
 
 def test_a_pipeline_without_any_score_is_refused() -> None:
-    with pytest.raises(ValidationError, match="PPO has no score"):
+    with pytest.raises(ValidationError, match="asks for the chain's reward model, but neither"):
         pipeline(reward_model=None)
-    assert pipeline(reward_model=None, ppo={"reward_function": "builtins:len"}).reward_model is None
+    rule = {"rewards": [{"type": "function", "function": "gsm8k_reward_fn"}]}
+    assert pipeline(reward_model=None, ppo=rule).reward_model is None
 
 
 def test_a_pipeline_without_a_start_is_refused() -> None:

@@ -381,7 +381,14 @@ def test_a_stages_code_version_counts_its_own_folder_and_the_shared_modules_alon
     shutil.copytree(Path(artifacts.__file__).parent, copy)
     monkeypatch.setattr(artifacts, "__file__", str(copy / "artifacts.py"))
     before = {stage: code_version.__wrapped__(stage) for stage in ("sft", "ppo")}
-    for name, changed in [("runner.py", set()), ("ppo/train.py", {"ppo"}), ("data.py", {"sft", "ppo"})]:
+    both = {"sft", "ppo"}
+    for name, changed in [
+        ("runner.py", set()),
+        ("ppo/train.py", {"ppo"}),
+        ("data.py", both),
+        ("rewards/rules.py", both),
+        ("actor_critic/models.py", both),
+    ]:
         original = (copy / name).read_text()
         (copy / name).write_text(original + "# changed")
         after = {stage: code_version.__wrapped__(stage) for stage in before}

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tasks.data import (
     decode_response,
+    encode_messages,
     encode_prompt,
     micro_batches,
     pad_left,
@@ -21,6 +22,7 @@ from tasks.data import (
     read_split,
 )
 from tasks.errors import InputError
+from tasks.templates import ConversationTemplate
 
 TEXTS = ["the cat sat on the mat", "the dog ate the cat food", "user assistant hello there"]
 CHAT_TEMPLATE = (
@@ -112,6 +114,35 @@ def test_a_conversation_without_a_chat_template_is_refused(tokenizer: PreTrained
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
     with pytest.raises(InputError, match="no chat template"):
         encode_prompt(plain, [{"role": "user", "content": "hello"}])
+
+
+def test_a_template_writes_plain_prompts_too_and_leaves_the_tokenizer_as_it_is(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    template = ConversationTemplate(
+        chat_template="{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}",
+        system_message="the dog",
+    )
+    for prompt in ("hello there", [{"role": "user", "content": "hello there"}]):
+        ids = encode_prompt(tokenizer, prompt, template)
+        assert tokenizer.decode(ids) == "[system]the dog[user]hello there[assistant]"
+    assert encode_prompt(tokenizer, "", template) == []
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_a_template_without_jinja_of_its_own_uses_the_tokenizers(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = encode_prompt(tokenizer, "hello", ConversationTemplate(system_message="the dog"))
+    assert tokenizer.decode(ids) == "<system>the dog<user>hello<assistant>"
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    refusing = ConversationTemplate(chat_template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InputError, match=r"cannot write this conversation: roles must alternate.*hello"):
+        encode_messages(tokenizer, [{"role": "user", "content": "hello"}], refusing, add_generation_prompt=False)
+    broken = ConversationTemplate(chat_template="{% for m in messages %}")
+    with pytest.raises(InputError, match=r"cannot write this conversation: .*endfor"):
+        encode_prompt(tokenizer, "hello", broken)
 
 
 def test_an_end_token_that_the_tokenizer_appends_is_left_out(tokenizer: PreTrainedTokenizerFast) -> None:

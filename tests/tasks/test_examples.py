@@ -5,6 +5,7 @@ import pytest
 from tasks.errors import InputError
 from tasks.examples import corpus_texts, encode_pair
 from tasks.sft.scratch import CHAT_TEMPLATE
+from tasks.templates import ConversationTemplate
 from tests.tasks.tiny_models import EOS_ID, make_tokenizer
 
 UNKNOWN_ID = 2
@@ -38,6 +39,27 @@ def test_messages_go_through_the_chat_template_with_its_generation_prompt():
     tokenizer = chat_tokenizer("{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}")
     pair = encode_pair(tokenizer, [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}])
     assert [tokenizer.convert_ids_to_tokens(ids) for ids in pair] == [[" a"], [" b", "<eos>"]]
+
+
+def test_with_a_template_plain_texts_become_a_conversation():
+    tokenizer = make_tokenizer()
+    template = ConversationTemplate(
+        chat_template="{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}", system_message="film"
+    )
+    pair = encode_pair(tokenizer, "a", " b", template)
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in pair] == [[" film", " a"], [" b", "<eos>"]]
+    spoken = encode_pair(
+        tokenizer, [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}], template
+    )
+    assert spoken == pair
+
+
+def test_a_text_without_a_prompt_stays_a_plain_text_with_a_template_too():
+    tokenizer = make_tokenizer()
+    for template in (None, ConversationTemplate(chat_template=CHAT_TEMPLATE)):
+        prompt, completion = encode_pair(tokenizer, "", "a good film", template)
+        assert prompt == []
+        assert tokenizer.convert_ids_to_tokens(completion) == ["a", " good", " film", "<eos>"]
 
 
 def test_what_a_template_writes_after_the_last_eos_is_left_out():

@@ -13,7 +13,7 @@ import pytest
 
 from tasks.artifacts import Artifact, fetch, store_at
 from tasks.errors import InputError
-from tasks.runner import Outcome, Stage, StageCancelled, StageFailed, Watch, Workplace, run_stage
+from tasks.runner import Outcome, Stage, StageCancelled, StageFailed, Watch, Workplace, check_inputs, run_stage
 from tests.stub_stage import StubConfig
 
 STUB = Stage("stub", "tests.stub_stage", needs={}, may_have={"before": ("text",)})
@@ -68,6 +68,17 @@ def test_an_input_of_the_wrong_kind_is_refused_before_launch(place: Workplace) -
     with pytest.raises(InputError, match="input 'before' must be of kind text, but file:///nowhere is of kind reward"):
         run(place, StubConfig(), {"before": reward_model})
     assert not place.folder.exists()
+
+
+def test_a_name_with_a_star_stands_for_all_inputs_that_begin_so(place: Workplace) -> None:
+    stage = Stage("stub", "tests.stub_stage", needs={}, may_have={"before*": ("text",)})
+    text = Artifact(uri="file:///nowhere", kind="text", digest="0" * 64)
+    check_inputs(stage, {"before": text, "before_test": text, "before.one": text})
+    with pytest.raises(InputError, match=r"stub has no input 'after'; it takes before\*"):
+        check_inputs(stage, {"after": text})
+    model = Artifact(uri="file:///nowhere", kind="model", digest="0" * 64)
+    with pytest.raises(InputError, match=r"input 'before\.one' must be of kind text, but .* is of kind model"):
+        check_inputs(stage, {"before.one": model})
 
 
 def test_a_stage_that_wants_lineage_is_told_what_its_inputs_are(place: Workplace) -> None:

@@ -97,6 +97,29 @@ def test_metrics_see_the_columns_of_their_own_prompt(chain):
     assert all(sample["number_after"] == numbers[sample["prompt"]] for sample in samples)
 
 
+def test_metrics_do_not_get_the_name_of_the_data_set(chain, tmp_path):
+    records = [{**record, "source": "films"} for record in tiny_chain.PROMPTS]
+    inputs = chain | {"data": tiny_chain.write_prompts(tmp_path, records)}
+
+    _, samples = evaluate(inputs, metrics={"number": f"{HERE}:read_answer"})
+
+    assert len(samples) == 8
+
+
+def test_a_conversation_template_changes_the_prompts_and_what_ends_an_answer(chain, plain):
+    template = {
+        "chat_template": "{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %} warm",
+        "stop_strings": ["good", "film"],
+    }
+
+    _, samples = evaluate(chain, conversation_template=template)
+
+    assert samples != plain[1]
+    words = [sample[side].split() for sample in samples for side in SIDES]
+    assert any(answer[-1:] in (["good"], ["film"]) for answer in words)
+    assert not any({"good", "film"} & set(answer[:-1]) for answer in words)
+
+
 def test_without_a_reward_model_the_first_metric_judges(chain):
     inputs = {name: folder for name, folder in chain.items() if name != "reward_model"}
 

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 from tasks.errors import InputError
 from tasks.ppo import memory
 from tasks.ppo.config import PPOConfig
-from tasks.ppo.setup import check_batch, context_length, set_up
+from tasks.ppo.setup import check_batch, context_length, load_callbacks, set_up
 from tests.tasks.ppo.tiny import make_tokenizer
 
 
@@ -26,7 +27,7 @@ def inputs(world, monkeypatch) -> dict[str, Any]:
 def refused(inputs: dict[str, Any], message: str, **options: Any) -> None:
     settings = {"sampling": {"response_length": 8}, "batch_size": 4} | options
     with pytest.raises(InputError, match=message):
-        set_up(PPOConfig.model_validate(settings), inputs)
+        set_up(PPOConfig.model_validate(settings), inputs, Path("unused"))
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
@@ -38,7 +39,6 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
 def test_missing_and_surplus_inputs_are_refused(inputs) -> None:
     refused({"policy": inputs["policy"]}, "--input data=DIR is missing")
     refused({name: inputs[name] for name in ("data", "policy")}, "--input reward_model=DIR is missing")
-    refused(inputs, "Both --input reward_model and reward_function", reward_function="tasks.rewards:gsm8k_reward_fn")
 
 
 def test_models_of_the_wrong_kind_are_refused(inputs) -> None:
@@ -46,12 +46,26 @@ def test_models_of_the_wrong_kind_are_refused(inputs) -> None:
     refused(inputs | {"reward_model": inputs["policy"]}, "kind `reward_model`.*found a causal language model")
 
 
-def test_a_reward_model_with_another_tokenizer_is_refused(inputs, tmp_path) -> None:
-    folder = shutil.copytree(inputs["reward_model"], tmp_path / "reward")
+def test_starts_and_references_that_do_not_fit_are_refused(inputs, tmp_path) -> None:
+    policy, reward = inputs["policy"], inputs["reward_model"]
+    refused(inputs, "--input start_policy=DIR is missing", start_policy="x")
+    refused(inputs | {"start_policy": policy}, "kind `adapter`.*found a causal language model", start_policy="x")
+    refused(inputs | {"start_policy": reward}, "kind `model`.*found a reward", start_policy="x", tuning="full")
+    refused(inputs | {"start_value": policy}, "found a causal language model", start_value="x")
+    refused(inputs | {"reference": reward}, "kind `model`.*found a reward model", reference_model="x")
+    folder = shutil.copytree(policy, tmp_path / "reference")
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["w99"])
     tokenizer.save_pretrained(folder)
-    refused(inputs | {"reward_model": folder}, "another tokenizer than the policy")
+    refused(inputs | {"reference": folder}, "another tokenizer than the policy", reference_model="x")
+
+
+def test_names_that_are_not_there_are_refused(inputs) -> None:
+    refused(inputs, "best_metric 'eval_reward': expected one of eval_ended, ", best_metric="eval_reward")
+    refused(inputs, "trackers: 'tensorbored' is none of", trackers=["tensorbored"])
+    refused(inputs, "no_such", prompt_proportions={"no_such": 1.0})
+    with pytest.raises(InputError, match="callbacks 'no_such:function': No module named 'no_such'"):
+        load_callbacks(PPOConfig(callbacks=["no_such:function"]))
 
 
 def test_a_response_longer_than_the_context_is_refused(inputs) -> None:
@@ -73,7 +87,7 @@ def test_prompts_that_do_not_fit_or_are_over_already_are_refused(inputs, tmp_pat
 
 
 def test_too_little_memory_is_refused_with_what_to_change(inputs, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**20)
-    refused(inputs, "PPO needs .* per process and 0.00 GiB is free: models .*micro_batch_tokens", batch_size=64)
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**18)
-    refused(inputs, "Set models shared, or lower lora.r", models="separate", micro_batch_tokens=1)
+    monkeypatch.setattr(memory, "free_bytes", lambda *_: 2**20)
+    refused(inputs, "Each process needs weights .* and 0.00 GiB is free.*Lower micro_batch_tokens", batch_size=64)
+    monkeypatch.setattr(memory, "free_bytes", lambda *_: 2**18)
+    refused(inputs, "Set tuning lora", tuning="full", micro_batch_tokens=1)

@@ -1,18 +1,26 @@
 """The rollout and the gradient against plain forwards of single rows, without padding or micro-batches."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from tasks.episodes import Episodes
+from tasks.modeling import load_reward_model
 from tasks.ppo.config import PPOConfig
-from tasks.ppo.optimizer import Optimizer
+from tasks.ppo.objective import Moments
 from tasks.ppo.rollout import Rollout, Run, roll_out
 from tasks.ppo.setup import set_up
-from tasks.ppo.update import Targets, mini_batches, targets_of, update
+from tasks.ppo.targets import Targets, targets_of
+from tasks.ppo.train import make_optimizer
+from tasks.ppo.update import mini_batches, update
 from tasks.prompts import batch_of
 
 OPTIONS: dict[str, Any] = {
@@ -28,14 +36,14 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def rolled_out(world, models: str, **options: Any) -> tuple[Run, Rollout]:
-    config = PPOConfig.model_validate(OPTIONS | {"models": models} | options)
-    run, prompts = set_up(config, {name: world[name] for name in ("data", "policy", "reward_model")})
+def rolled_out(world, tuning: str, **options: Any) -> tuple[Run, Rollout]:
+    config = PPOConfig.model_validate(OPTIONS | {"tuning": tuning} | options)
+    run, prompts = set_up(config, {name: world[name] for name in ("data", "policy", "reward_model")}, Path("unused"))
     run = replace(run, stop_ids=[1, 5, 9, 12])  # responses of many lengths
     with torch.no_grad():  # a policy that has left its reference
         for parameter in run.models.trainable["policy"].values():
             parameter.add_(0.02)
-    return run, roll_out(run, batch_of(prompts.train, 0, config.batch_size, 0), "rollout", 0, 0)
+    return run, roll_out(run, batch_of(prompts.train, 0, config.batch_size, 0, None), "rollout", 0, 0)
 
 
 def rows(rollout: Rollout) -> list[tuple[int, int, Tensor]]:
@@ -52,9 +60,10 @@ def naive_logprobs(model: torch.nn.Module, prompt_length: int, ids: Tensor) -> T
     return logprobs.gather(1, ids[0, 1:, None])[prompt_length - 1 :, 0]
 
 
-@pytest.mark.parametrize("models", ["shared", "separate"])
-def test_a_rollout_holds_what_single_forwards_say(world, models) -> None:
-    run, rollout = rolled_out(world, models)
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_rollout_holds_what_single_forwards_say(world, tuning) -> None:
+    run, rollout = rolled_out(world, tuning)
+    reward_model = load_reward_model(world["reward_model"])
     assert len({length for _, length, _ in rows(rollout)}) > 2
     for row, (prompt_length, length, ids) in enumerate(rows(rollout)):
         for measured, model in (
@@ -64,16 +73,16 @@ def test_a_rollout_holds_what_single_forwards_say(world, models) -> None:
             assert_close(measured[row, :length], naive_logprobs(model(), prompt_length, ids).detach())
         values = run.models.value()(ids)[0, prompt_length - 1 : -1]
         assert_close(rollout.values[row, :length], values.detach())
-        assert_close(rollout.scores[row], run.models.reward()(ids)[0, -1])
+        assert_close(rollout.scores[row], reward_model(ids)[0, -1])
     assert_close(rollout.generation_logprobs, rollout.old_logprobs, rtol=1e-4, atol=1e-5)
-    assert rollout.kl.abs().max() > 0.01
+    assert (rollout.old_logprobs - rollout.ref_logprobs).abs().max() > 0.01
     for tensor in (rollout.old_logprobs, rollout.ref_logprobs, rollout.values, rollout.generation_logprobs):
         assert not tensor[~rollout.mask].any()
 
 
 def test_targets_are_those_of_the_definitions(world) -> None:
-    run, rollout = rolled_out(world, "shared", lam=1.0)
-    targets = targets_of(rollout, run.config)
+    run, rollout = rolled_out(world, "lora", lam=1.0)
+    targets = targets_of(rollout, run.config, run.config.kl_coef, Moments())
     expected = torch.zeros_like(targets.returns)
     for row, (_, length, _) in enumerate(rows(rollout)):
         rewards = (-0.3 * (rollout.old_logprobs - rollout.ref_logprobs))[row, :length].tolist()
@@ -88,18 +97,18 @@ def test_targets_are_those_of_the_definitions(world) -> None:
     assert_close(targets.advantages[mask], (raw - raw.mean()) / raw.std(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("models", ["shared", "separate"])
-def test_the_gradient_is_that_of_the_mean_over_the_tokens_of_the_mini_batch(world, monkeypatch, models) -> None:
-    run, rollout = rolled_out(world, models)
-    optimizer = Optimizer(run.models.trainable, run.config, run.processes)
-    targets = targets_of(rollout, run.config)
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_the_gradient_is_that_of_the_mean_over_the_tokens_of_the_mini_batch(world, monkeypatch, tuning) -> None:
+    run, rollout = rolled_out(world, tuning)
+    optimizer = make_optimizer(run)
+    targets = targets_of(rollout, run.config, run.config.kl_coef, Moments())
     # An old policy and an old value model further away, so that the clips are at work.
     noise = torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(0)) * rollout.mask
     shifted = Rollout(
         **vars(rollout) | {"old_logprobs": rollout.old_logprobs + 0.3 * noise, "values": rollout.values + noise}
     )
     seen: list[Tensor] = []
-    monkeypatch.setattr(optimizer, "step", lambda _: seen.append(optimizer.gradient.clone()) or torch.zeros(2))
+    monkeypatch.setattr(optimizer, "step", lambda *_: seen.append(optimizer.gradient.clone()) or torch.zeros(2))
     metrics = update(run, optimizer, shifted, targets, 0)
     optimizer.gradient.zero_()
     naive_loss(run, shifted, targets, "policy").backward()
@@ -126,22 +135,183 @@ def naive_loss(run: Run, rollout: Rollout, targets: Targets, part: str) -> Tenso
     return total / rollout.mask.sum()
 
 
+def gradient_of(run: Run, rollout: Rollout, targets: Targets) -> Tensor:
+    """What `update` gives the optimizer for its first step, policy's and value model's in a row."""
+    optimizer = make_optimizer(run)
+    seen: list[Tensor] = []
+    optimizer.step = lambda *_: seen.append(optimizer.gradient.clone()) or optimizer.clear() or torch.zeros(2)
+    update(run, optimizer, rollout, targets, 0)
+    return seen[0]
+
+
+def naive_gradient(run: Run, loss: Tensor) -> Tensor:
+    """The gradient of a loss, in the order of the optimizer's buffer."""
+    optimizer = make_optimizer(run)
+    loss.backward()
+    return optimizer.gradient.clone()
+
+
+def naive_mean(run: Run, rollout: Rollout, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Mean over all tokens of term(logits [R, V] at the temperature, reference's logprobs [R]), row by row."""
+    model, total = run.models.policy(), torch.zeros(())
+    for row, (prompt_length, length, ids) in enumerate(rows(rollout)):
+        logprobs = torch.log_softmax(model(input_ids=ids).logits[0, prompt_length - 1 : -1] / 0.7, dim=-1)
+        sampled = logprobs.gather(1, ids[0, prompt_length:, None])[:, 0]
+        total = total + term(logprobs, sampled - rollout.ref_logprobs[row, :length]).sum()
+    return total / rollout.mask.sum()
+
+
+def naive_ptx(run: Run, step: int, size: int) -> Tensor:
+    """Mean language-model loss of the step's records, over their completions' tokens."""
+    episodes, model = run.ptx.batch(size, run.config.seed, step, torch.device("cpu")), run.models.policy()
+    losses = []
+    for ids, start, length in zip(
+        episodes.ids, episodes.prompt_lengths.tolist(), episodes.lengths.tolist(), strict=True
+    ):
+        logprobs = torch.log_softmax(model(input_ids=ids[None, :length]).logits[0, :-1], dim=-1)
+        losses.append(-logprobs.gather(1, ids[1:length, None])[start - 1 :, 0])
+    return torch.cat(losses).mean()
+
+
+def test_kl_in_the_loss_adds_its_gradient(world) -> None:
+    run, rollout = rolled_out(world, "lora", kl_in="loss", kl_estimator="k2")
+    plain, _ = rolled_out(world, "lora")
+    targets = targets_of(rollout, run.config, 0.3, Moments())
+    added = gradient_of(run, rollout, targets) - gradient_of(plain, rollout, targets)
+    assert_close(
+        added, naive_gradient(run, 0.3 * naive_mean(run, rollout, lambda _, d: 0.5 * d**2)), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_the_entropy_bonus_adds_its_gradient(world) -> None:
+    run, rollout = rolled_out(world, "lora", entropy_coef=0.2)
+    plain, _ = rolled_out(world, "lora")
+    targets = targets_of(rollout, run.config, 0.3, Moments())
+    added = gradient_of(run, rollout, targets) - gradient_of(plain, rollout, targets)
+    negated = naive_mean(run, rollout, lambda logprobs, _: (logprobs.exp() * logprobs).sum(-1))
+    assert_close(added, naive_gradient(run, 0.2 * negated), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_the_ptx_loss_is_mixed_in_with_its_weight(world, tuning) -> None:
+    run, rollout = rolled_out(world, tuning, ptx_coef=0.25, ptx_batch_size=6)
+    plain, _ = rolled_out(world, tuning)
+    targets = targets_of(rollout, run.config, 0.3, Moments())
+    mixed, without = gradient_of(run, rollout, targets), gradient_of(plain, rollout, targets)
+    num_policy = make_optimizer(run).parts[0].numel()
+    ptx = naive_gradient(run, naive_ptx(run, 0, 6))
+    assert_close(mixed[:num_policy], (0.75 * without + 0.25 * ptx)[:num_policy], rtol=1e-3, atol=1e-5)
+    assert_close(mixed[num_policy:], without[num_policy:])
+
+
+def test_a_head_on_the_trunk_gets_both_gradients_from_one_forward(world) -> None:
+    run, rollout = rolled_out(world, "full", value_model="head")
+    torch.nn.init.normal_(run.models.value_model.head.weight, generator=torch.Generator().manual_seed(0))
+    targets = targets_of(rollout, run.config, 0.3, Moments())
+    loss = naive_loss(run, rollout, targets, "policy") + naive_loss(run, rollout, targets, "value")
+    forwards: list[int] = []
+    hook = run.models.language_model.model.register_forward_hook(lambda *_: forwards.append(1))
+    found = gradient_of(run, rollout, targets)
+    hook.remove()
+    assert_close(found, naive_gradient(run, loss), rtol=1e-3, atol=1e-5)
+    assert len(forwards) == len(rollout.episodes.split(run.config.micro_batch_tokens))
+
+
+class Rank:
+    """One of several processes whose gradients a test adds up itself."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count, self.device = rank, count, torch.device("cpu")
+
+    def share(self, num_rows: int) -> list[int]:
+        return list(range(self.rank, num_rows, self.count))
+
+    def sum_in_place(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def sum_each(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        return numbers
+
+
+@given(
+    order=st.permutations(range(8)),
+    micro_batch_tokens=st.integers(1, 200),
+    num_processes=st.sampled_from([1, 2, 4]),
+    padding=st.integers(0, 5),
+)
+@settings(max_examples=15, deadline=None)
+def test_order_padding_micro_batches_and_processes_do_not_change_the_gradient(
+    world, order, micro_batch_tokens, num_processes, padding
+) -> None:
+    run, rollout = ROLLED.setdefault("run", rolled_out(world, "lora", ptx_coef=0.1, ptx_batch_size=8))
+    targets = targets_of(rollout, run.config, 0.3, Moments())
+    expected = gradient_of(run, rollout, targets)
+
+    config = run.config.model_copy(update={"micro_batch_tokens": micro_batch_tokens, "ratio_threshold": None})
+    rows = torch.tensor(order)
+    shuffled = permuted(rollout, rows, padding)
+    moved = replace(
+        targets, advantages=widened(targets.advantages[rows], padding), returns=widened(targets.returns[rows], padding)
+    )
+    ranks = [replace(run, config=config, processes=Rank(rank, num_processes)) for rank in range(num_processes)]
+    total = sum(gradient_of(rank, shuffled, moved) for rank in ranks)
+    assert_close(total, expected, rtol=1e-4, atol=1e-6)
+
+
+ROLLED: dict[str, tuple[Run, Rollout]] = {}
+
+
+def widened(tensor: Tensor, padding: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, padding))
+
+
+def permuted(rollout: Rollout, rows: Tensor, padding: int) -> Rollout:
+    """The same episodes in another order, with more padding."""
+    old = rollout.episodes
+    episodes = Episodes(widened(old.ids[rows], padding), old.prompt_lengths[rows], widened(old.mask[rows], padding))
+    names = ("response_ids", "old_logprobs", "ref_logprobs", "values", "generation_logprobs")
+    tensors = {name: widened(getattr(rollout, name)[rows], padding) for name in names}
+    scores = {name: tensor[rows] for name, tensor in rollout.scores_by_reward.items()}
+    return replace(
+        rollout,
+        episodes=episodes,
+        ended=rollout.ended[rows],
+        scores=rollout.scores[rows],
+        scores_by_reward=scores,
+        **tensors,
+    )
+
+
 def test_mini_batches_split_the_batch_anew_in_each_epoch(world) -> None:
-    run, _ = rolled_out(world, "shared", num_mini_batches=4)
-    epochs = [mini_batches(run, 0, epoch, torch.device("cpu")) for epoch in (0, 1, 0)]
+    run, _ = rolled_out(world, "lora", num_mini_batches=4)
+    epochs = [mini_batches(run.config, 0, epoch, torch.device("cpu")) for epoch in (0, 1, 0)]
     for parts in epochs:
         assert [len(part) for part in parts] == [2, 2, 2, 2]
         assert sorted(torch.cat(parts).tolist()) == list(range(8))
     assert torch.cat(epochs[0]).tolist() != torch.cat(epochs[1]).tolist()
     assert torch.cat(epochs[0]).tolist() == torch.cat(epochs[2]).tolist()
-    assert torch.cat(mini_batches(run, 1, 0, torch.device("cpu"))).tolist() != torch.cat(epochs[0]).tolist()
+    assert torch.cat(mini_batches(run.config, 1, 0, torch.device("cpu"))).tolist() != torch.cat(epochs[0]).tolist()
 
 
 def test_the_number_of_optimizer_steps_is_epochs_times_mini_batches(world, monkeypatch) -> None:
-    run, rollout = rolled_out(world, "shared", num_mini_batches=4, num_ppo_epochs=3)
-    optimizer = Optimizer(run.models.trainable, run.config, run.processes)
+    run, rollout = rolled_out(world, "lora", num_mini_batches=4, num_ppo_epochs=3)
+    optimizer = make_optimizer(run)
     numbers: list[int] = []
     step = optimizer.step
-    monkeypatch.setattr(optimizer, "step", lambda number: numbers.append(number) or step(number))
-    update(run, optimizer, rollout, targets_of(rollout, run.config), iteration=2)
+    monkeypatch.setattr(optimizer, "step", lambda number, parts: numbers.append(number) or step(number, parts))
+    update(run, optimizer, rollout, targets_of(rollout, run.config, run.config.kl_coef, Moments()), iteration=2)
     assert numbers == list(range(24, 36))
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(2.0, 0.0), (3.0, 1.0), (None, 1.0)])
+def test_a_mini_batch_whose_mean_ratio_is_above_the_threshold_is_skipped(world, threshold, share) -> None:
+    run, rollout = rolled_out(world, "lora", num_mini_batches=2, ratio_threshold=threshold)
+    optimizer = make_optimizer(run)
+    before = {name: parameter.detach().clone() for name, parameter in optimizer.stepped.items()}
+    further = replace(rollout, old_logprobs=(rollout.old_logprobs - 1) * rollout.mask)  # a ratio of e at every token
+    metrics = update(run, optimizer, further, targets_of(rollout, run.config, 0.1, Moments()), 0)
+    assert metrics["updates"] == share
+    assert metrics["ratio"].item() == pytest.approx(2.718, rel=0.1)
+    moved = [name for name, parameter in optimizer.stepped.items() if not torch.equal(before[name], parameter)]
+    assert bool(moved) == bool(share)
+    assert not optimizer.gradient.any()

@@ -83,14 +83,19 @@ def write_data(folder: Path, num_prompts: int = 40, num_test: int = 12) -> Path:
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(3)
     for split, count in (("train", num_prompts), ("test", num_test)):
-        prompts = []
-        for _ in range(count):
-            length = int(torch.randint(1, 7, (), generator=generator))
-            words = torch.randint(3, VOCABULARY_SIZE, (length,), generator=generator).tolist()
-            prompts.append(" ".join(f"w{word}" for word in words))
-        records = {"prompt": prompts, "answer": [str(index) for index in range(count)]}
-        Dataset.from_dict(records).to_parquet(folder / f"prompts_{split}.parquet")
+        prompts = [_words(generator) for _ in range(count)]
+        numbered = {"answer": [str(index) for index in range(count)], "source": ["even", "odd"] * (count // 2)}
+        Dataset.from_dict({"prompt": prompts, **numbered}).to_parquet(folder / f"prompts_{split}.parquet")
+        completions = [f" {_words(generator)}" for _ in range(count)]
+        Dataset.from_dict({"prompt": prompts, "completion": completions}).to_parquet(folder / f"sft_{split}.parquet")
     return folder
+
+
+def _words(generator: torch.Generator) -> str:
+    """One to six words."""
+    length = int(torch.randint(1, 7, (), generator=generator))
+    words = torch.randint(3, VOCABULARY_SIZE, (length,), generator=generator).tolist()
+    return " ".join(f"w{word}" for word in words)
 
 
 def write_config(path: Path, **options: Any) -> Path:

@@ -73,6 +73,19 @@ def test_prompts_keep_their_other_columns() -> None:
 
 
 @pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"text": " Once.\n"}, ("", " Once.\n")),
+        ({"text": None, "prompt": "Q", "completion": "A"}, ("Q", " A")),
+        ({"text": "ignored", "prompt": "Q", "completion": "A"}, ("Q", " A")),
+        ({"text": "ignored", "messages": [USER, GOOD]}, ([USER], [GOOD])),
+    ],
+)
+def test_a_ptx_record_is_a_demonstration_or_a_text_without_a_prompt(record: dict[str, Any], expected: Any) -> None:
+    assert normalise("ptx", record, " ") == {"prompt": expected[0], "completion": expected[1]}
+
+
+@pytest.mark.parametrize(
     ("kind", "record", "reason"),
     [
         ("sft", {"prompt": "a", "completion": None}, "completion is missing"),
@@ -100,6 +113,14 @@ def test_prompts_keep_their_other_columns() -> None:
             "chosen and rejected begin differently, so there is no prompt",
         ),
         ("prompts", {"prompt": ""}, "prompt is empty"),
+        (
+            "prompts",
+            {"prompt": [USER, GOOD]},
+            "prompt ends with an assistant message, but PPO writes the answer; map the question alone",
+        ),
+        ("ptx", {"text": " "}, "text is empty"),
+        ("ptx", {"text": [USER]}, "text is a list of messages, not text"),
+        ("ptx", {"prompt": "a"}, "text is missing"),
     ],
 )
 def test_an_unusable_record_says_why(kind: Any, record: dict[str, Any], reason: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.actor_critic import save_actor_critic
+from tasks.actor_critic.folder import save_actor_critic
 from tasks.adapters import adapter_state, add_lora, load_adapter
 from tasks.config import LoraConfig
 from tasks.errors import InputError

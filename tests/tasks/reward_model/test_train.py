@@ -8,7 +8,7 @@ import torch
 from tasks.adapters import load_adapter
 from tasks.errors import InputError
 from tasks.model_files import kind_of
-from tasks.modeling import backbone, load_causal_lm, load_reward_model, load_scalar_head
+from tasks.modeling import backbone, load_causal_lm, load_reward_model, load_scalar_head, load_tokenizer
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.measure import score_rows
 from tasks.reward_model.train import blank_tokens, encode, main, make_trainer, padding_for_pooling, read_demonstrations
@@ -96,6 +96,32 @@ def test_rows_are_prompt_and_response_up_to_eos():
     names = make_tokenizer().convert_ids_to_tokens
     assert names(row["chosen_ids"]) == ["a", " good", " film", "<eos>"]
     assert names(row["rejected_ids"]) == ["a", " bad", " film", "<eos>"]
+
+
+TEMPLATE = {
+    "chat_template": "{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}",
+    "system_message": "film",
+}
+
+
+def test_a_template_makes_conversations_of_plain_records(tmp_path):
+    config = RewardModelConfig(num_demonstrations=1, conversation_template=TEMPLATE)
+    names = make_tokenizer().convert_ids_to_tokens
+    row = encode(make_tokenizer(), PAIRS[:1], 32, config.conversation_template).dataset[0]
+    assert names(row["chosen_ids"]) == [" film", " a", " good", " film", "<eos>"]
+    [demonstration] = read_demonstrations(config, write_data(tmp_path), make_tokenizer())
+    assert names(demonstration)[0] == " film"
+
+
+@pytest.mark.slow
+def test_training_uses_the_template_and_saves_it_with_the_tokenizer(tmp_path):
+    reports = []
+    for name, options in (("plain", {}), ("conversing", {"conversation_template": TEMPLATE})):
+        (tmp_path / name).mkdir()
+        _, output, report = run(tmp_path / name, max_steps=1, **options)
+        reports.append(report["mean_margin"])
+    assert load_tokenizer(output).chat_template == TEMPLATE["chat_template"]
+    assert reports[0] != reports[1]
 
 
 def test_pairs_with_a_side_over_max_length_are_left_out_and_counted():

@@ -10,10 +10,11 @@ from torch.nn import functional
 from tasks.errors import InputError
 from tasks.hf_trainer import CHECKPOINTS, last_checkpoint
 from tasks.model_files import kind_of
-from tasks.modeling import load_causal_lm
+from tasks.modeling import load_causal_lm, load_tokenizer
 from tasks.sft import train as sft
 from tasks.sft.config import SFTConfig
 from tasks.sft.train import IGNORED, completion_losses, encode, main
+from tasks.templates import ConversationTemplate
 from tasks.tracking import read_metrics
 from tests.tasks.tiny_models import EOS_ID, make_model, make_tokenizer, write_model, write_split
 
@@ -47,6 +48,27 @@ def test_labels_count_the_completion_and_its_eos_only():
     row = encode(tokenizer, RECORDS[:1], max_length=16).dataset[0]
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["a", " b", " c", "<eos>"]
     assert row["labels"] == [IGNORED, IGNORED, row["input_ids"][2], EOS_ID]
+
+
+TEMPLATE = {
+    "chat_template": "{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}",
+    "system_message": "film",
+}
+
+
+def test_a_template_makes_conversations_of_plain_records():
+    tokenizer = make_tokenizer()
+    row = encode(tokenizer, RECORDS[:1], 16, ConversationTemplate(**TEMPLATE)).dataset[0]
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == [" film", " a", " b", " c", "<eos>"]
+
+
+@pytest.mark.slow
+def test_training_uses_the_template_and_saves_it_with_the_tokenizer(tmp_path):
+    plain, conversing = run(tmp_path, "plain"), run(tmp_path, "conversing", conversation_template=TEMPLATE)
+    assert load_tokenizer(plain).chat_template is None
+    assert load_tokenizer(conversing).chat_template == TEMPLATE["chat_template"]
+    losses = [json.loads((output / "report.json").read_text())["eval_loss"] for output in (plain, conversing)]
+    assert losses[0] != losses[1]
 
 
 def test_records_are_cut_at_max_length_and_dropped_where_no_completion_remains():
