@@ -143,14 +143,23 @@ def encode(
     max_length: int,
     template: ConversationTemplate | None = None,
 ) -> Rows:
-    """Token rows with labels on completions only, each ending at EOS unless cut at `max_length` tokens."""
+    """Token rows with labels on completions only, each ending at EOS unless cut at `max_length` tokens.
+
+    A completion's <unk> gets no label either: it stands for any word that the tokenizer does not hold, and a model
+    that learned to say it would write holes.
+    """
     pairs = [encode_pair(tokenizer, record["prompt"], record["completion"], template) for record in records]
     kept = [(prompt, completion) for prompt, completion in pairs if len(prompt) < max_length]
     if not kept:
         raise InputError(f"No record has a prompt shorter than max_length {max_length} tokens. Raise max_length.")
+
+    def labels(completion: list[int]) -> list[int]:
+        return [IGNORED if token == unknown else token for token in completion]
+
+    unknown = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
     rows = {
         "input_ids": [(prompt + completion)[:max_length] for prompt, completion in kept],
-        "labels": [([IGNORED] * len(prompt) + completion)[:max_length] for prompt, completion in kept],
+        "labels": [([IGNORED] * len(prompt) + labels(completion))[:max_length] for prompt, completion in kept],
         "length": [min(len(prompt) + len(completion), max_length) for prompt, completion in kept],
     }
     num_cut = sum(len(prompt) + len(completion) > max_length for prompt, completion in kept)

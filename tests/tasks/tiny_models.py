@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tasks.modeling import save_model
 
 WORDS = ("a", "b", "c", "d", "e", "good", "bad", "film")
-PAD_ID, EOS_ID = 0, 1
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 HIDDEN = 16
 
 

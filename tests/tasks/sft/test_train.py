@@ -16,7 +16,7 @@ from tasks.sft.config import SFTConfig
 from tasks.sft.train import IGNORED, completion_losses, encode, main
 from tasks.templates import ConversationTemplate
 from tasks.tracking import read_metrics
-from tests.tasks.tiny_models import EOS_ID, make_model, make_tokenizer, write_model, write_split
+from tests.tasks.tiny_models import EOS_ID, UNK_ID, make_model, make_tokenizer, write_model, write_split
 
 RECORDS = [
     {"prompt": "a b", "completion": " c"},
@@ -48,6 +48,16 @@ def test_labels_count_the_completion_and_its_eos_only():
     row = encode(tokenizer, RECORDS[:1], max_length=16).dataset[0]
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["a", " b", " c", "<eos>"]
     assert row["labels"] == [IGNORED, IGNORED, row["input_ids"][2], EOS_ID]
+
+
+def test_a_word_that_the_tokenizer_does_not_hold_is_not_learned():
+    record = {"prompt": "zebra a", "completion": " zebra film"}
+    row = encode(make_tokenizer(), [record], max_length=16).dataset[0]
+    assert row["input_ids"][2] == UNK_ID
+    assert row["labels"] == [IGNORED, IGNORED, IGNORED, row["input_ids"][3], EOS_ID]
+    gpt2_like = make_tokenizer()
+    gpt2_like.eos_token = gpt2_like.unk_token
+    assert encode(gpt2_like, [record], max_length=16).dataset[0]["labels"][-1] == UNK_ID
 
 
 TEMPLATE = {
