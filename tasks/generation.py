@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config import SamplingConfig
@@ -125,9 +126,27 @@ def draw(logits: Tensor, numbers: Tensor | None, sampling: SamplingConfig) -> Te
     if numbers is None:
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
-    cumulated = _narrow(probabilities, sampling).double().cumsum(dim=-1)
+    cumulated = cumulative_sums(_narrow(probabilities, sampling).double())
     thresholds = numbers[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, thresholds, right=True).squeeze(1)
+
+
+def cumulative_sums(rows: Tensor) -> Tensor:
+    """Of each row [B, V] from its start, [B, V]; the same bits each time, also on a GPU.
+
+    torch.cumsum of floats is not deterministic on CUDA, and refused under torch.use_deterministic_algorithms.
+    """
+    return blocked_sums(rows) if rows.device.type == "cuda" else rows.cumsum(dim=-1)
+
+
+def blocked_sums(rows: Tensor, width: int = 256) -> Tensor:
+    """Cumulative sums [B, V] of rows [B, V] by matrix products: within blocks, plus the blocks before."""
+    length = rows.shape[1]
+    blocks = pad(rows, (0, -length % width)).unflatten(1, (-1, width))
+    within = blocks @ rows.new_ones(width, width).triu()
+    totals = within[..., -1]
+    before = totals @ rows.new_ones(totals.shape[1], totals.shape[1]).triu(diagonal=1)
+    return (within + before[..., None]).flatten(1)[:, :length]
 
 
 def _narrow(probabilities: Tensor, sampling: SamplingConfig) -> Tensor:

@@ -13,7 +13,11 @@ from torch import Tensor, distributed
 
 
 class Processes:
-    """The process group, or this process alone. Models are not wrapped: gradients are summed by `sum_in_place`."""
+    """The process group, or this process alone. Models are not wrapped: gradients are summed by `sum_in_place`.
+
+    On GPUs operations are made deterministic, so that the same seed gives the same bits; what has no deterministic form
+    is warned of.
+    """
 
     def __init__(self, trackers: Sequence[str] = (), folder: Path | None = None) -> None:
         accelerator = Accelerator(

@@ -7,7 +7,15 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedMo
 
 from tasks import generation
 from tasks.config import SamplingConfig
-from tasks.generation import Responses, draw, generate, response_logprobs, seeded_generator, uniform_numbers
+from tasks.generation import (
+    Responses,
+    blocked_sums,
+    draw,
+    generate,
+    response_logprobs,
+    seeded_generator,
+    uniform_numbers,
+)
 from tests.tasks.ppo.tiny import EOS, make_model, make_tokenizer
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12], [13, 14], [15, 16, 17, 18], [19], [20, 21, 22], [23, 4]]
@@ -280,3 +288,22 @@ def test_the_cache_can_drop_rows() -> None:
     cache.update(keys, keys, 0)
     cache.batch_select_indices(torch.tensor([0, 2]))
     assert cache.layers[0].keys.flatten().tolist() == [0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 64, 1000])
+def test_sums_by_blocks_are_cumulative_sums(length) -> None:
+    rows = torch.rand((3, length), dtype=torch.float64, generator=torch.Generator().manual_seed(length))
+    assert_close(blocked_sums(rows, width=8), rows.cumsum(dim=1), rtol=1e-14, atol=0)
+
+
+@pytest.mark.gpu
+def test_drawing_on_a_gpu_is_deterministic() -> None:
+    logits = torch.randn((4, 50_000), generator=torch.Generator().manual_seed(0))
+    numbers = torch.rand(4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = draw(logits, numbers, SamplingConfig())
+    torch.use_deterministic_algorithms(True)
+    try:
+        drawn = draw(logits.cuda(), numbers.cuda(), SamplingConfig())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert drawn.tolist() == expected.tolist()

@@ -425,3 +425,11 @@ def test_it_learns_to_say_the_favourite_word(world, tmp_path, tuning, learning_r
     records = read_metrics(tmp_path)
     assert records[0]["eval_score"] < 1.0
     assert records[-1]["eval_score"] > 3.0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", [*RESUMED, {"dtype": "bfloat16"}, {"tuning": "qlora"}], ids=str)
+def test_the_same_seed_gives_the_same_bits_on_a_gpu(world, tmp_path, form) -> None:
+    first, second = (trained(world, tmp_path / name, options(**form)) for name in ("a", "b"))
+    assert not differ(first, second, POLICY)
+    assert not differ(first, second, VALUE)
