@@ -33,8 +33,8 @@ from tasks.ppo.update import update
 from tasks.program import run_program, sigterm_noted
 from tasks.prompts import batch_of
 from tasks.samples import as_markdown, read_samples
-from tasks.trackers import start_trackers
-from tasks.tracking import MetricsLog, plot_curves, read_metrics
+from tasks.trackers import Reporter
+from tasks.tracking import plot_curves, read_metrics
 
 STOPPED = 128 + signal.SIGTERM
 SHOWN = ("score", "kl", "entropy", "clip_fraction", "explained_variance", "response_length", "eval_score")
@@ -71,7 +71,7 @@ def train(
 ) -> Progress:
     """The iterations from `progress` to the last, with evaluations and checkpoints; exits when SIGTERM came."""
     config, processes = run.config, run.processes
-    tell = _Teller(run, progress, output)
+    tell = Reporter(processes, config, output, first=progress.iteration, last=config.num_iterations, shown=SHOWN)
     if progress.iteration == 0:
         metrics, progress = _evaluate(run, prompts, progress, output)
         tell(0, metrics)
@@ -213,22 +213,6 @@ def _check_finite(metrics: Metrics, iteration: int) -> None:
                 f"Iteration {iteration}: {name} is {value}. Lower learning_rate and value_learning_rate; "
                 f"the last checkpoint, if any, is from before."
             )
-
-
-class _Teller:
-    """Tells an iteration's metrics to the log, the trackers and the terminal; only the main process has a log."""
-
-    def __init__(self, run: Run, progress: Progress, output: Path) -> None:
-        self.config, self.accelerator = run.config, run.processes.accelerator
-        self.log = MetricsLog(output, progress.iteration) if run.processes.is_main else None
-        start_trackers(self.accelerator, "ppo", run.config)
-
-    def __call__(self, step: int, metrics: Metrics) -> None:
-        self.accelerator.log(dict(metrics), step=step)
-        if self.log is not None:
-            self.log.write(step, self.config.num_iterations, metrics)
-            shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in SHOWN if name in metrics)
-            print(f"iteration {step}/{self.config.num_iterations}  {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from tasks import trackers
 from tasks.config import Config, SamplingConfig
 from tasks.errors import InputError
 from tasks.processes import Processes
-from tasks.trackers import check_trackers, start_trackers
+from tasks.trackers import Reporter, check_trackers
+from tasks.tracking import read_metrics
 
 
 class Options(Config):
@@ -44,20 +45,33 @@ def test_no_trackers_and_an_installed_one_are_fine() -> None:
     check_trackers(["tensorboard"])
 
 
-def test_without_trackers_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    accelerator = Processes().accelerator
-    monkeypatch.setattr(accelerator, "init_trackers", lambda *_, **__: pytest.fail("a tracker was started"))
-    start_trackers(accelerator, "ppo", Options())
+def report(processes: Processes, folder: Path) -> None:
+    tell = Reporter(processes, Options(), folder, first=0, last=2, shown=("score", "kl"))
+    tell(1, {"score": 1.5, "clip_fraction": 0.1})
+    tell(2, {"score": 2.5, "kl": 0.25})
+
+
+def test_metrics_go_to_the_log_and_a_few_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    processes = Processes()
+    assert processes.accelerator.trackers == []
+    report(processes, tmp_path)
+    assert [record["score"] for record in read_metrics(tmp_path)] == [1.5, 2.5]
+    assert capsys.readouterr().out == "iteration 1/2  score 1.5\niteration 2/2  score 2.5  kl 0.25\n"
+
+
+def test_only_the_main_process_writes_the_log(tmp_path: Path) -> None:
+    processes = Processes()
+    processes.is_main = False
+    report(processes, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_gets_the_metrics_and_the_options(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    accelerator = Processes(["tensorboard"], tmp_path).accelerator
-    start_trackers(accelerator, "ppo", Options())
-    accelerator.log({"score": 1.5}, step=1)
-    accelerator.log({"score": 2.5}, step=2)
-    accelerator.end_training()
-    assert read_scalars(tmp_path / "ppo", "score") == [(1, 1.5), (2, 2.5)]
+    processes = Processes(["tensorboard"], tmp_path)
+    report(processes, tmp_path)
+    processes.leave()
+    assert read_scalars(tmp_path / "alignment", "score") == [(1, 1.5), (2, 2.5)]
     assert read_options(tmp_path) == {
         "learning_rate": 1e-5,
         "seed": 3,
