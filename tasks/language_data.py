@@ -12,6 +12,7 @@ from tasks.episodes import Episodes, join
 from tasks.errors import InputError
 from tasks.examples import encode_pair
 from tasks.generation import seeded_generator
+from tasks.templates import ConversationTemplate
 
 KINDS = ("ptx", "sft")
 
@@ -30,14 +31,20 @@ class LanguageData:
         return join([prompt for prompt, _ in drawn], ids.to(device), mask.to(device))
 
 
-def read_language_data(data: Path, tokenizer: PreTrainedTokenizerBase, longest: int | None) -> LanguageData:
+def read_language_data(
+    data: Path, tokenizer: PreTrainedTokenizerBase, longest: int | None, template: ConversationTemplate | None = None
+) -> LanguageData:
     """The `ptx` records of the data folder, or the `sft` records where there are none; longer ones are cut.
 
+    Plain texts, whose prompt is empty, are written without the template.
     Raises InputError where no token is left to learn from.
     """
     kind = next((kind for kind in KINDS if (data / f"{kind}_train.parquet").is_file()), KINDS[-1])
     records = read_split(data, kind, "train")
-    pairs = [_opened(*encode_pair(tokenizer, record["prompt"], record["completion"])) for record in records]
+    pairs = [
+        _opened(*encode_pair(tokenizer, record["prompt"], record["completion"], template if record["prompt"] else None))
+        for record in records
+    ]
     if longest is not None:
         pairs = [(prompt, completion[: max(0, longest - len(prompt))]) for prompt, completion in pairs]
     kept = [(prompt, completion) for prompt, completion in pairs if completion]

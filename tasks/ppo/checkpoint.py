@@ -27,6 +27,7 @@ class Progress:
     num_processes: int
     kl_coef: float
     iteration: int = 0  # iterations finished
+    is_over: bool = False  # that was the last
     moments: Moments = field(default_factory=Moments)  # of the scores so far
     best_iteration: int | None = None
     best_value: float | None = None  # of best_metric

@@ -55,7 +55,8 @@ class PPOConfig(ActorCriticConfig):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of KL at a sampled token (Schulman 2020): k1 = log policy - log reference, k2 = k1^2 / 2, k3 = e^-k1 - 1 + k1."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Where the penalty stands: in each token's reward, or as a term of the loss."""
+    """Where the penalty stands: in each token's reward, or as a term of the loss. There k2 has the gradient of
+    KL(policy || reference), k3 that of KL(reference || policy), on average."""
     kl_target: float | None = Field(None, gt=0)
     """KL of a response, in nats, that kl_coef is adapted to hold (Ziegler et al. 2019, sec. 2.2); None = fixed."""
     kl_horizon: float = Field(10_000, gt=0)

@@ -26,12 +26,11 @@ def check_memory(config: PPOConfig, inputs: Mapping[str, Path], longest: int, pr
         config.gradient_checkpointing,
     )
     num_tokens = min(max(config.micro_batch_tokens, longest), config.batch_size * longest)
-    num_predicted = num_tokens * config.sampling.response_length // longest
-    num_rows = min(config.rollout_batch_size, config.batch_size)
+    response_length, num_rows = config.sampling.response_length, min(config.rollout_batch_size, config.batch_size)
     plan = memory_plan(
         footprints(config, inputs, policy),
-        policy.activation_bytes(num_tokens, num_predicted),
-        policy.cache_bytes(num_rows * longest),
+        policy.activation_bytes(num_tokens, num_tokens * response_length // longest, processes.device),
+        policy.cache_bytes(num_rows * longest, num_rows * (longest - response_length)),
     )
     remedies = {
         "weights": "Set tuning lora or qlora, dtype bfloat16, or take a smaller model.",

@@ -43,7 +43,8 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
     context = context_length(inputs["policy"])
     prompts = _read_prompts(config, inputs["data"], tokenizer, context)
     check_prompts(config.rewards, inputs, tokenizer, [*prompts.train, *prompts.held_out], config.conversation_template)
-    ptx = read_language_data(inputs["data"], tokenizer, context) if config.ptx_coef else None
+    template = config.conversation_template
+    ptx = read_language_data(inputs["data"], tokenizer, context, template) if config.ptx_coef else None
     longest = max(len(prompt.ids) for prompt in [*prompts.train, *prompts.held_out])
     check_memory(config, inputs, longest + config.sampling.response_length, processes)
     models = load_models(config, inputs, processes.device, config.seed)

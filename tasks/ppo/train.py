@@ -43,7 +43,7 @@ AVERAGE = "average."  # before the names of the reference's averages in a checkp
 
 Metrics = Mapping[str, float]
 Callback = Callable[[int, Metrics, Run], bool | None]
-"""Called on every process after each iteration, with its number from 1 and its metrics; True ends the run."""
+"""Called on every process after each iteration, with its number from 1 and its metrics; True makes it the last."""
 
 
 def main(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> None:
@@ -53,10 +53,12 @@ def main(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> None:
     optimizer = make_optimizer(run)
     progress = resume(run, optimizer, output)
     progress = train(run, optimizer, prompts, progress, output, callbacks)
-    if config.use_best and progress.best_iteration is not None:
-        _load(run, optimizer, read_tensors(checkpoint_folder(output, progress.best_iteration)))
     if run.processes.is_main:
-        run.models.save(output, run.tokenizer, {"iterations": progress.iteration})
+        best = progress.best_iteration if config.use_best else None
+        result = progress.iteration if best is None else best
+        if result != progress.iteration:
+            _load(run, optimizer, read_tensors(checkpoint_folder(output, result)))
+        run.models.save(output, run.tokenizer, {"iterations": result})
         write_report(progress, config, output)
     run.processes.leave()
 
@@ -72,26 +74,24 @@ def train(
     """The iterations from `progress` to the last, with evaluations and checkpoints; exits when SIGTERM came."""
     config, processes = run.config, run.processes
     tell = Reporter(processes, config, output, first=progress.iteration, last=config.num_iterations, shown=SHOWN)
-    if progress.iteration == 0:
+    if progress.best_value is None:
         metrics, progress = _evaluate(run, prompts, progress, output)
         tell(0, metrics)
-    is_over = False
+        if config.use_best and processes.is_main:
+            save_progress(output, progress, _state(run, optimizer), config)
     with sigterm_noted() as sigterm:
-        while not is_over and progress.iteration < config.num_iterations:
+        while not progress.is_over:
             metrics, progress = iterate(run, optimizer, prompts, progress)
             step = progress.iteration
-            evaluates = step == config.num_iterations or (config.evaluate_every and step % config.evaluate_every == 0)
-            if evaluates:
-                metrics, progress = _evaluate(run, prompts, progress, output, metrics)
             wishes = [callback(step, metrics, run) for callback in callbacks]
-            is_over = processes.any(any(wishes))
-            if is_over and not evaluates:
-                metrics, progress = _evaluate(run, prompts, progress, output, metrics)
+            progress = replace(progress, is_over=step == config.num_iterations or processes.any(any(wishes)))
+            if progress.is_over or (config.evaluate_every and step % config.evaluate_every == 0):
+                evaluation, progress = _evaluate(run, prompts, progress, output)
+                metrics |= evaluation
             tell(step, metrics)
-            is_last = is_over or step == config.num_iterations
             is_stopping = processes.any(sigterm.is_set())
             is_due = step % config.checkpoint_every == 0 or progress.best_iteration == step
-            if processes.is_main and (is_last or is_stopping or is_due):
+            if processes.is_main and (progress.is_over or is_stopping or is_due):
                 save_progress(output, progress, _state(run, optimizer), config)
             if is_stopping:
                 processes.leave()
@@ -185,15 +185,12 @@ def write_report(progress: Progress, config: PPOConfig, output: Path) -> None:
     plot_curves(records, CURVES, output / "curves.png")
 
 
-def _evaluate(
-    run: Run, prompts: Prompts, progress: Progress, output: Path, metrics: Metrics | None = None
-) -> tuple[dict[str, float], Progress]:
-    """`metrics` with those of an evaluation, and the progress with what it took and whether it is the best."""
-    found = evaluate_policy(run, prompts.held_out, progress.iteration, output)
+def _evaluate(run: Run, prompts: Prompts, progress: Progress, output: Path) -> tuple[dict[str, float], Progress]:
+    """The metrics of an evaluation, and the progress with what it took and whether it is the best."""
+    metrics = evaluate_policy(run, prompts.held_out, progress.iteration, output)
     name = run.config.best_metric
-    value = -found[name[1:]] if name.startswith("-") else found[name]
-    progress = progress.after_phases({"evaluate": sum(run.clock.take().values())}).after_evaluation(value)
-    return {**(metrics or {}), **found}, progress
+    value = -metrics[name[1:]] if name.startswith("-") else metrics[name]
+    return metrics, progress.after_phases({"evaluate": sum(run.clock.take().values())}).after_evaluation(value)
 
 
 def _state(run: Run, optimizer: Optimizer) -> dict[str, Tensor]:

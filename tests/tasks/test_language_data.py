@@ -8,6 +8,7 @@ import torch
 
 from tasks.errors import InputError
 from tasks.language_data import LanguageData, read_language_data
+from tasks.templates import ConversationTemplate
 from tests.tasks.tiny_models import make_tokenizer, write_split
 
 RECORDS: list[dict[str, Any]] = [
@@ -35,6 +36,15 @@ def test_a_completion_is_learned_with_its_end_and_a_text_from_its_second_token_o
     ]
 
 
+def test_a_template_writes_conversations_and_leaves_plain_texts_alone(tmp_path: Path) -> None:
+    write_split(tmp_path, "ptx", "train", RECORDS)
+    chat = "{% for m in messages %}{{ ' ' + m['content'].strip() }}{% endfor %}"
+    tokenizer, template = make_tokenizer(), ConversationTemplate(chat_template=chat, system_message="bad")
+    template.apply_to(tokenizer)
+    data = read_language_data(tmp_path, tokenizer, None, template)
+    assert [tokenizer.decode(prompt) for prompt, _ in data.records] == [" bad a b", " bad film", "e"]
+
+
 def test_longer_records_are_cut_and_left_out_where_the_prompt_fills_the_length(tmp_path: Path) -> None:
     write_split(tmp_path, "ptx", "train", RECORDS)
     assert read_words(tmp_path, longest=4) == [
@@ -43,6 +53,8 @@ def test_longer_records_are_cut_and_left_out_where_the_prompt_fills_the_length(t
         (["e"], [" bad", " film", "<eos>"]),
     ]
     assert read_words(tmp_path, longest=2) == [(["film"], [" d"]), (["e"], [" bad"])]
+    write_split(tmp_path, "ptx", "train", [*RECORDS[:2], {"prompt": "a b c d", "completion": " e e e"}])
+    assert read_words(tmp_path, longest=2) == [(["film"], [" d"])]
 
 
 def test_ptx_records_come_before_those_of_sft(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.testing import assert_close
 
 from tasks.actor_critic.config import ActorCriticConfig
 from tasks.actor_critic.optimizer import PARTS, Optimizer, lr_factor
 from tasks.processes import Processes
 
+DEVICE = Processes().device
 Trainable = dict[str, dict[str, nn.Parameter]]
 LINEAR = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
 COSINE = [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
@@ -20,13 +20,18 @@ COSINE = [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
 
 def two_parts(dtype: torch.dtype = torch.float32) -> Trainable:
     torch.manual_seed(0)
-    policy = {"weight": nn.Parameter(torch.randn(2, 3).to(dtype)), "bias": nn.Parameter(torch.randn(3).to(dtype))}
-    return {"policy": policy, "value": {"weight": nn.Parameter(torch.randn(4).to(dtype))}}
+    policy = {
+        "weight": nn.Parameter(torch.randn(2, 3).to(DEVICE, dtype)),
+        "bias": nn.Parameter(torch.randn(3).to(DEVICE, dtype)),
+    }
+    return {"policy": policy, "value": {"weight": nn.Parameter(torch.randn(4).to(DEVICE, dtype))}}
 
 
 def one_weight_each(policy: list[float], value: list[float], dtype: torch.dtype = torch.float32) -> Trainable:
     weights = zip(PARTS, (policy, value), strict=True)
-    return {part: {"weight": nn.Parameter(torch.tensor(weight, dtype=dtype))} for part, weight in weights}
+    return {
+        part: {"weight": nn.Parameter(torch.tensor(weight, dtype=dtype, device=DEVICE))} for part, weight in weights
+    }
 
 
 def make_optimizer(trainable: Trainable, num_steps: int = 10, first_policy_step: int = 0, **options: Any) -> Optimizer:
@@ -43,7 +48,11 @@ def push(trainable: Trainable, scale: float = 1.0) -> None:
 
 def pull(parameter: nn.Parameter, gradient: list[float]) -> None:
     """Add this gradient."""
-    (parameter * torch.tensor(gradient, dtype=parameter.dtype)).sum().backward()
+    (parameter * parameter.new_tensor(gradient)).sum().backward()
+
+
+def assert_close(found: Any, expected: Any, **tolerances: float) -> None:
+    torch.testing.assert_close(found, expected, check_device=False, **tolerances)
 
 
 def values(trainable: Trainable) -> dict[str, Tensor]:

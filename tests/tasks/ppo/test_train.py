@@ -288,6 +288,25 @@ def test_the_best_checkpoint_is_kept_and_is_the_result_on_demand(world, tmp_path
 EVALUATION = {"eval_kl": 0.1, "eval_response_length": 5.0, "eval_ended": 0.5}
 
 
+def test_the_start_is_the_result_where_nothing_was_better(world, tmp_path, monkeypatch) -> None:
+    scores = iter([5.0, 1.0, 3.0])
+    monkeypatch.setattr(training, "evaluate_policy", lambda *_: EVALUATION | {"eval_score": next(scores)})
+    config = options(evaluate_every=1, keep_checkpoints=1, use_best=True)
+    training.main(config, {name: world[name] for name in ("data", "policy")}, tmp_path)
+    saved = load_actor_critic(tmp_path)
+    assert saved.details["iterations"] == 0
+    assert not any(tensor.any() for name, tensor in saved.policy.items() if "lora_B" in name)
+
+
+def test_a_run_that_a_callback_ended_is_over_when_it_is_resumed(world, tmp_path) -> None:
+    config = options(total_episodes=64, callbacks=[STOP_AFTER_TWO])
+    trained(world, tmp_path, config)
+    SEEN.clear()
+    trained(world, tmp_path, config)
+    assert SEEN == []
+    assert [record["step"] for record in read_metrics(tmp_path)] == [0, 1, 2]
+
+
 def test_the_smallest_value_is_the_best_where_a_minus_says_so(world, tmp_path, monkeypatch) -> None:
     values = iter([0.3, 0.2, 0.1, 0.4])
     monkeypatch.setattr(training, "evaluate_policy", lambda *_: EVALUATION | {"eval_score": 0, "eval_kl": next(values)})
