@@ -134,13 +134,13 @@ def _replace(options: dict[str, Any], name: str, value: Any) -> None:
     group[last] = value
 
 
-def _replace_seeds(options: dict[str, Any], seed: int) -> None:
-    """Every option named seed, that of a generator of records included."""
-    for name, value in options.items():
-        if name == "seed":
-            options[name] = seed
-        elif isinstance(value, dict):
-            _replace_seeds(value, seed)
+def _replace_seeds(options: Any, seed: int) -> None:
+    """Every option named seed, those of generators of records included."""
+    if isinstance(options, dict) and "seed" in options:
+        options["seed"] = seed
+    inner = options.values() if isinstance(options, dict) else options if isinstance(options, list) else ()
+    for value in inner:
+        _replace_seeds(value, seed)
 
 
 def _names(options: Mapping[str, Any], prefix: str = "") -> list[str]:

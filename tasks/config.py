@@ -37,7 +37,7 @@ class LoraConfig(Config):
     alpha / r leaves little of it."""
     use_dora: bool = False
     """Learn the length of each weight row apart from its direction (DoRA, Liu et al. 2024, arXiv:2402.09353): better at
-    small ranks, but every forward forms the whole update matrix, which makes generation several times slower."""
+    small ranks, but every forward forms the whole update matrix, which about doubles the time of generation."""
 
 
 class SamplingConfig(Config):

@@ -31,6 +31,9 @@ KEPT_BYTES = {
     ("dora", 32): (72, 32),
     ("dora", 16): (70, 22),
 }
+# On a CPU the heap grows beyond what is in use, since activations are freed in another order than they were taken.
+# Measured with glibc on 6 Llama layers of width 256: 1.3 times, 1.5 to 2.3 with adapters.
+HEAP_HOLES = {"weights": 1.3, "lora": 2.0, "dora": 2.0}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -79,23 +82,34 @@ class TunedModel:
         count = num_lora_weights(shapes, self.lora, self._config["vocab_size"])
         return ModelFootprint(count, count if trained else 0)
 
-    def activation_bytes(self, num_tokens: int, num_predicted: int) -> int:
+    def activation_bytes(self, num_tokens: int, num_predicted: int, device: torch.device) -> int:
         """Of a forward and backward over `num_tokens`, with logits at `num_predicted` of them: an estimate."""
-        config, bits = self._config, BITS[self.dtype]
-        hidden = _first(config, "hidden_size", "n_embd")
-        intermediate = _first(config, "intermediate_size", "n_inner", default=4 * hidden)
-        trained = "weights" if not self._has_adapters else "dora" if self.lora.use_dora else "lora"
-        per_hidden, per_intermediate = KEPT_BYTES[trained, int(bits)]
-        layer = per_hidden * hidden + per_intermediate * intermediate
+        config = self._config
         num_layers = min(_num_layers(config), self.trainable_layers or _num_layers(config))
-        kept = layer + num_layers * hidden * int(bits) // 8 if self.gradient_checkpointing else layer * num_layers
-        on_its_way_back = layer
+        kept, passing = self._layer_bytes * num_layers, self._layer_bytes
+        if self.gradient_checkpointing:  # inputs are kept, and one layer at a time is run again
+            kept = num_layers * _hidden(config) * int(BITS[self.dtype]) // 8
+            passing += self._layer_bytes
         logits = LOGIT_COPIES * 4 * _first(config, "vocab_size")
-        return num_tokens * (kept + on_its_way_back) + num_predicted * logits
+        total = num_tokens * kept + max(num_predicted * logits, num_tokens * passing)
+        return int(total * (HEAP_HOLES[self._trained] if device.type == "cpu" else 1))
 
-    def cache_bytes(self, num_tokens: int) -> int:
-        """Of the keys and values of `num_tokens` while they grow."""
-        return CACHE_COPIES * num_cached(self._config, num_tokens) * int(BITS[self.dtype]) // 8
+    def cache_bytes(self, num_tokens: int, num_prompt_tokens: int) -> int:
+        """Of the keys and values of `num_tokens` while they grow, and the prompts' way through a layer."""
+        keys_and_values = num_cached(self._config, num_tokens) * int(BITS[self.dtype]) // 8
+        return CACHE_COPIES * keys_and_values + num_prompt_tokens * self._layer_bytes
+
+    @property
+    def _layer_bytes(self) -> int:
+        """Kept of a token by one layer for its backward."""
+        per_hidden, per_intermediate = KEPT_BYTES[self._trained, int(BITS[self.dtype])]
+        hidden = _hidden(self._config)
+        intermediate = _first(self._config, "intermediate_size", "n_inner", default=4 * hidden)
+        return per_hidden * hidden + per_intermediate * intermediate
+
+    @property
+    def _trained(self) -> str:
+        return "weights" if not self._has_adapters else "dora" if self.lora.use_dora else "lora"
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -187,8 +201,8 @@ def num_lora_weights(shapes: Shapes, lora: LoraConfig, vocabulary_size: int) -> 
 
 def num_cached(config: Mapping[str, Any], num_tokens: int) -> int:
     """Numbers of the keys and values of `num_tokens` in all layers; `config` is the model's config.json."""
-    hidden, num_heads = _first(config, "hidden_size", "n_embd"), _first(config, "num_attention_heads", "n_head")
-    head = _first(config, "head_dim", default=hidden // num_heads)
+    num_heads = _first(config, "num_attention_heads", "n_head")
+    head = _first(config, "head_dim", default=_hidden(config) // num_heads)
     num_key_value_heads = _first(config, "num_key_value_heads", default=num_heads)
     return num_tokens * 2 * _num_layers(config) * num_key_value_heads * head
 
@@ -206,6 +220,10 @@ def _matrices(shapes: Shapes, vocabulary_size: int) -> Shapes:
 def _layer_of(name: str) -> int:
     """The first number in a tensor's name is its layer; -1: it is in none."""
     return next((int(part) for part in name.split(".") if part.isdigit()), -1)
+
+
+def _hidden(config: Mapping[str, Any]) -> int:
+    return _first(config, "hidden_size", "n_embd")
 
 
 def _num_layers(config: Mapping[str, Any]) -> int:

@@ -80,6 +80,7 @@ def explain(error: ValidationError) -> str:
     return "\n".join(
         f"  {'.'.join(map(str, problem['loc'])) or 'config'}: {problem['msg']} (got {problem['input']!r:.200})"
         for problem in error.errors()
+        if problem["type"] != "default_factory_not_called"  # only says that another field, listed too, is wrong
     )
 
 

@@ -24,8 +24,7 @@ class StopStrings:
         """
         if not self._occur_in(ids[self.first :]):
             return None
-        counts = range(self.first + 1, len(ids) + 1)
-        return counts[bisect_left(counts, True, key=lambda count: self._occur_in(ids[self.first : count]))]
+        return bisect_left(range(len(ids) + 1), True, key=lambda count: self._occur_in(ids[self.first : count]))
 
     def have_ended(self, ids: Sequence[int], num_new: int) -> bool:
         """Whether a string was completed, most likely by one of the last `num_new` tokens; a look at the end alone.

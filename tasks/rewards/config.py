@@ -150,5 +150,5 @@ def _model_name(model: str | None) -> str:
     """`model`, or the last part of a hub name, folder or URI without its revision."""
     if model is None:
         return "model"
-    last = Path(model.rstrip("/")).name.partition("@")[0]
+    last = Path(model).name.partition("@")[0]
     return re.sub(r"\W+", "_", last, flags=re.ASCII)

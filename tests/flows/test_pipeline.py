@@ -52,6 +52,13 @@ def test_the_seed_reaches_a_generator_of_records() -> None:
     assert seeded.prepare_data.sft.arguments == {"seed": 7, "num_records": 5}
 
 
+def test_the_seed_reaches_each_of_several_generators_of_records() -> None:
+    source = {"path": "python:tasks.prepare_data.demo:sft_records", "arguments": {"seed": 0}}
+    sources = [{**source, "name": name} for name in ("one", "other")]
+    seeded = pipeline(prepare_data={"sft": sources}).overridden({}, seed=7)
+    assert [each.arguments for each in seeded.prepare_data.given()["sft"]] == [{"seed": 7}, {"seed": 7}]
+
+
 def test_a_misspelt_option_is_refused() -> None:
     with pytest.raises(ValidationError, match="kl_koef"):
         pipeline(ppo={"kl_koef": 0.1})

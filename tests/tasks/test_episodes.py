@@ -60,6 +60,30 @@ def test_logprobs_are_those_of_one_unpadded_forward_for_each_row() -> None:
     assert_close(logprobs_of(model, episodes(), 0.7), torch.stack(expected))
 
 
+def test_neither_padding_nor_other_rows_are_attended_to() -> None:
+    model, rows = make_model(), episodes()
+    expected = measure_tokens(lambda part: logprobs_of(model, part, 1.0), rows, 1000)[0]
+    changed = rows.ids.clone()
+    changed[0, rows.lengths[0] :] = 20
+    changed[1:] = changed[1:].flip(0)
+    other = Episodes(changed, rows.prompt_lengths, rows.mask)
+    assert_close(measure_tokens(lambda part: logprobs_of(model, part, 1.0), other, 1000)[0], expected)
+
+
+def test_a_forward_keeps_no_cache_and_packs_no_rows() -> None:
+    # With a cache, which is transformers' default, rows packed by position_ids attend across their borders unnoticed.
+    model, scalar, calls = make_model(), scalar_model(), []
+    for transformer in (backbone(model), scalar.backbone):
+        transformer.register_forward_pre_hook(lambda _, __, given: calls.append(given), with_kwargs=True)
+    rows = episodes()
+    logprobs_of(model, rows, 1.0)
+    values_of(scalar, rows)
+    scores_of(scalar, rows)
+    scalar(rows.ids)
+    assert [given["use_cache"] for given in calls] == [False] * 4
+    assert all(given["input_ids"].shape == rows.ids.shape and "position_ids" not in given for given in calls)
+
+
 def test_values_are_measured_before_their_token_and_scores_at_the_last() -> None:
     model, values, scores = scalar_model(), [], []
     for prompt, response in zip(PROMPTS, RESPONSES, strict=True):

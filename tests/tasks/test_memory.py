@@ -25,6 +25,7 @@ from tests.tasks.ppo.tiny import make_model, write_policy
 from tests.tasks.tiny_models import write_model
 
 LORA = LoraConfig(r=2)
+GPU = torch.device("cuda")
 PLAN = {"weights": 3 * 2**30, "gradients and optimizer": 2**30, "activations": 5 * 2**30, "KV cache": 4 * 2**30}
 REMEDIES = {name: f"Lower the {name}." for name in PLAN}
 
@@ -94,7 +95,7 @@ def test_the_cache_is_counted_as_it_grows(tmp_path) -> None:
     held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert num_cached(model.config.to_dict(), num_tokens=6) == held
     write_policy(tmp_path)
-    small, large = (TunedModel(tmp_path, dtype, "lora", LORA).cache_bytes(6) for dtype in ("bfloat16", "float32"))
+    small, large = (TunedModel(tmp_path, dtype, "lora", LORA).cache_bytes(6, 0) for dtype in ("bfloat16", "float32"))
     assert large == 2 * small == 2 * 4 * 2 * held  # two copies of 4 bytes, twice the heads
 
 
@@ -113,15 +114,28 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(tmp_path, tunin
     ids, num_layers = torch.randint(3, 24, (4, 60)), layers or 6
     kept = kept_bytes(model, ids)
     one_layer = kept / num_layers
-    assert 0.75 < tuned.activation_bytes(240, 0) / (kept + one_layer) < 1.35  # the gradients of one layer
+    assert 0.75 < tuned.activation_bytes(240, 0, GPU) / (kept + one_layer) < 1.35  # the gradients of one layer
     enable_gradient_checkpointing(model)
-    checkpointed = replace(tuned, gradient_checkpointing=True).activation_bytes(240, 0)
+    checkpointed = replace(tuned, gradient_checkpointing=True).activation_bytes(240, 0, GPU)
     assert 0.75 < checkpointed / (kept_bytes(model, ids) + 2 * one_layer) < 1.35  # and the layer that is run again
 
 
-def test_predicted_tokens_take_logits(tmp_path) -> None:
-    model = TunedModel(write_policy(tmp_path), "bfloat16", "lora", LORA)
-    assert model.activation_bytes(50, 10) - model.activation_bytes(50, 0) == 10 * 24 * 3 * 4
+def test_logits_count_where_they_take_more_than_a_layer(tmp_path) -> None:
+    write_model(tmp_path, vocab_size=1000)
+    model = TunedModel(tmp_path, "bfloat16", "freeze", LORA, 1)
+    layer = model.activation_bytes(50, 0, GPU) // 2  # what it keeps, and the gradients on their way
+    assert model.activation_bytes(50, 1, GPU) == 2 * layer
+    assert model.activation_bytes(50, 50, GPU) == layer + 50 * 1000 * 3 * 4
+
+
+def test_a_prompt_on_its_way_counts_beside_the_cache(tmp_path) -> None:
+    model = TunedModel(write_policy(tmp_path), "float32", "freeze", LORA, 1)
+    assert model.cache_bytes(60, 50) - model.cache_bytes(60, 0) == model.activation_bytes(50, 0, GPU) // 2
+
+
+def test_a_cpu_needs_more_for_the_same_activations(tmp_path) -> None:
+    model = TunedModel(write_policy(tmp_path), "float32", "lora", LORA)
+    assert model.activation_bytes(50, 50, torch.device("cpu")) == 2 * model.activation_bytes(50, 50, GPU)
 
 
 def test_the_plan_adds_up_the_models() -> None:

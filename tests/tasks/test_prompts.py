@@ -94,7 +94,8 @@ def test_a_mixture_by_hand() -> None:
     names = [name for name, _ in mixture({"talk": 1, "maths": 3}, range(8))]
     assert names == ["maths", "maths", "talk", "maths", "maths", "maths", "talk", "maths"]
     assert mixture({"talk": 1, "maths": 3}, range(3, 5)) == [("maths", 2), ("maths", 3)]
-    assert mixture({"maths": 1, "talk": 0}, range(2)) == [("maths", 0), ("maths", 1)]
+    with_none = mixture({"talk": 1, "law": 0, "code": 1, "maths": 1}, range(50))
+    assert Counter(name for name, _ in with_none) == {"code": 17, "maths": 17, "talk": 16}
 
 
 @settings(max_examples=50, deadline=None)
@@ -149,6 +150,8 @@ def test_a_data_sets_own_order_is_its_own() -> None:
     mixed = batch_of(prompts_of(talk=5, maths=20), 0, 40, 0, {"maths": 1, "talk": 1})
     assert [prompt for prompt in mixed if prompt.source == "maths"] == alone
     assert alone != batch_of(prompts_of(maths=20), 0, 20, 1, {"maths": 1})
+    other = batch_of(prompts_of(talk=20), 0, 20, 0, {"talk": 1})
+    assert [prompt.ids for prompt in other] != [prompt.ids for prompt in alone]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,7 @@ def test_a_data_sets_own_order_is_its_own() -> None:
         ({"maths": 1}, "leave talk without a share. Give each one; 0 leaves it out"),
         ({"maths": 1, "talk": -1}, "expected numbers from 0 up"),
         ({"maths": 1, "talk": float("nan")}, "expected numbers from 0 up"),
+        ({"maths": 1, "talk": float("inf")}, "expected numbers from 0 up"),
         ({"maths": 0, "talk": 0}, "at least one above 0"),
     ],
 )

@@ -61,8 +61,9 @@ def test_every_linear_layer_but_the_head_is_kept_in_four_bits(base):
     assert "lm_head" not in names
     assert not model.training
     for name in names:
-        weight = original.get_submodule(name).weight
-        assert model.get_submodule(name).weight.numel() == weight.numel() / 2  # two to a byte
+        weight, kept = original.get_submodule(name).weight, model.get_submodule(name).weight
+        assert kept.nbytes == weight.numel() / 2
+        assert kept.quant_state.absmax.nbytes == weight.numel() / 64  # one byte a block: the scales are quantized too
         # half the widest gap between neighbouring NF4 values, times the block's largest weight
         assert (dequantized(model.get_submodule(name)) - weight).abs().max() <= 0.16 * weight.abs().max()
 

@@ -76,11 +76,28 @@ def test_the_end_is_that_of_the_definition(ids: list[int], strings: list[str], f
 
 
 @settings(max_examples=80, deadline=None)
-@given(ids=TOKENS, strings=STRINGS, first=st.integers(0, 4), num_new=st.integers(1, 8))
-def test_a_look_at_the_last_tokens_finds_what_they_completed_and_nothing_that_is_not_there(
-    ids: list[int], strings: list[str], first: int, num_new: int
+@given(ids=TOKENS, strings=STRINGS, first=st.integers(0, 4), num_new=st.integers(1, 8), data=st.data())
+def test_a_look_at_the_last_tokens_finds_what_they_completed(
+    ids: list[int], strings: list[str], first: int, num_new: int, data: st.DataObject
 ) -> None:
     stops, end = StopStrings(TOKENIZER, strings, first), by_definition(ids, strings, first)
-    found = stops.have_ended(ids, num_new)
-    assert end is not None or not found
-    assert found or end is None or end <= len(ids) - num_new
+    if end is None:
+        assert not stops.have_ended(ids, num_new)
+    else:
+        assert not stops.have_ended(ids[: end - 1], num_new)
+        assert stops.have_ended(ids[: end + data.draw(st.integers(0, num_new - 1))], num_new)
+
+
+def test_a_character_of_three_tokens_is_found_by_a_look_at_its_last() -> None:
+    ids = [*ids_of("a"), *TOKENIZER("€")["input_ids"]]
+    assert len(ids) == 4
+    assert StopStrings(TOKENIZER, ["€"]).have_ended(ids, 1)
+
+
+def test_what_only_the_last_tokens_by_themselves_would_read_is_not_found() -> None:
+    core = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    core.decoder = decoders.WordPiece()
+    stops = StopStrings(PreTrainedTokenizerFast(tokenizer_object=core), ["#"])
+    assert stops.tokenizer.decode([2]) == "##b"  # and after another token it is only b
+    assert not stops.have_ended([1, 2, 2, 2, 2], 1)
+    assert stops.end([1, 2, 2, 2, 2]) is None

@@ -106,15 +106,18 @@ def test_metrics_do_not_get_the_name_of_the_data_set(chain, tmp_path):
     assert len(samples) == 8
 
 
-def test_a_conversation_template_changes_the_prompts_and_what_ends_an_answer(chain, plain):
-    template = {
-        "chat_template": "{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %} warm",
-        "stop_strings": ["good", "film"],
-    }
+def test_a_conversation_template_writes_the_prompts(chain, plain):
+    _, as_they_are = evaluate(chain, conversation_template={"chat_template": "{{ messages[0].content }}"})
+    _, continued = evaluate(chain, conversation_template={"chat_template": "{{ messages[0].content }} warm"})
 
-    _, samples = evaluate(chain, conversation_template=template)
+    assert as_they_are == plain[1]
+    assert continued != plain[1]
 
-    assert samples != plain[1]
+
+@pytest.mark.parametrize("stops", [{"stop_strings": ["good", "film"]}, {"stop_ids": [[2], [4]]}])
+def test_the_stops_of_a_conversation_template_end_an_answer(chain, stops):
+    _, samples = evaluate(chain, conversation_template={"chat_template": "{{ messages[0].content }}", **stops})
+
     words = [sample[side].split() for sample in samples for side in SIDES]
     assert any(answer[-1:] in (["good"], ["film"]) for answer in words)
     assert not any({"good", "film"} & set(answer[:-1]) for answer in words)

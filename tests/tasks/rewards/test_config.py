@@ -1,6 +1,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from tasks.program import explain
 from tasks.rewards.config import ApiReward, FunctionReward, ModelReward, RewardConfig, check_names
 
 ADAPTER = TypeAdapter(RewardConfig)
@@ -52,6 +53,12 @@ def test_a_secret_in_the_address_is_refused() -> None:
 def test_a_function_that_is_no_path_and_no_rule_is_refused(function: str) -> None:
     with pytest.raises(ValidationError, match=r"expected package\.module:function, or one of gsm8k_reward_fn, math_"):
         FunctionReward(function=function)
+
+
+def test_a_wrong_field_is_explained_without_the_name_that_would_come_from_it() -> None:
+    with pytest.raises(ValidationError) as caught:
+        FunctionReward(function="gsm8k")
+    assert [line.split(":")[0] for line in explain(caught.value).splitlines()] == ["  function"]
 
 
 def test_a_rule_can_be_named_alone_or_by_its_path() -> None:

@@ -30,6 +30,7 @@ def test_the_reward_model_scores_the_last_token_of_each_response(tmp_path) -> No
 
 def test_how_rows_are_grouped_does_not_change_their_scores(tmp_path) -> None:
     model = load_reward_model(tiny.write_reward_model(tmp_path / "reward"))
+    model.requires_grad_(True)
     rows = [[5, 6, 7], [8], [9, 5, 6, 7, 8, 9], [5, 6]]
     one_by_one = row_scores(model, rows, micro_batch_tokens=1)
     assert_close(row_scores(model, rows, micro_batch_tokens=10_000), one_by_one)

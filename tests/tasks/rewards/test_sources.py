@@ -152,11 +152,15 @@ def test_a_full_reward_model_is_not_taken_for_the_adapter_on_the_base(judges, tm
 
 
 @pytest.mark.slow
-def test_without_a_shared_base_a_reward_adapter_is_merged_into_a_copy(tmp_path) -> None:
+def test_a_reward_adapter_that_is_not_the_chains_own_is_merged_into_a_copy(tmp_path) -> None:
     from tests.tasks.ppo import tiny as chain
 
     policy, folder = chain.write_policy(tmp_path / "policy"), chain.write_reward_adapter(tmp_path / "adapter")
     tokenizer = chain.make_tokenizer()
+
+    def shared() -> ScalarModel:
+        raise AssertionError("the chain's own adapter was asked")
+
     given = tiny.make_answers(tokenizer, [("w3 w4", "w5"), ("w6", "w7 w8 w9")])
     [reward] = load_rewards(
         [ModelReward(model="org/adapter")],
@@ -167,6 +171,7 @@ def test_without_a_shared_base_a_reward_adapter_is_merged_into_a_copy(tmp_path) 
         micro_batch_tokens=16,
         log_folder=tmp_path,
         rank=0,
+        shared_model=shared,
     )
     model = load_reward_model(folder, policy)
     rows = zip(given.episodes.ids, given.episodes.lengths.tolist(), strict=True)
