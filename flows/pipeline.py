@@ -31,39 +31,31 @@ Replaceable = Literal["prepare_data", "sft", "reward_model", "ppo"]
 class Pipeline(Config):
     """The chain's options. A stage's group holds what its program takes; see each field."""
 
-    model: str | None = Field(
-        None,
-        title="Base model",
-        description="Where SFT starts: a hub name (`org/name` or `org/name@revision`), a folder, or an artifact's URI; "
-        "none if sft.from_scratch describes a new model.",
-    )
-    prepare_data: PrepareDataConfig = Field(title="Data")
-    sft: SFTConfig = Field(SFTConfig(), title="Supervised fine-tuning")
-    reward_model: RewardModelConfig | None = Field(
-        RewardModelConfig(),
-        title="Reward model",
-        description="None: no reward model is trained, and ppo.rewards name other sources of the score.",
-    )
-    ppo: PPOConfig = Field(PPOConfig(), title="PPO")
-    remove_value_head: RemoveValueHeadConfig = Field(RemoveValueHeadConfig(), title="Value-head removal")
-    merge_lora: MergeLoraConfig = Field(MergeLoraConfig(), title="LoRA merge")
-    evaluate: EvaluateConfig = Field(EvaluateConfig(), title="Evaluation")
-    export: ExportConfig = Field(ExportConfig(), title="Export")
-    existing: dict[Replaceable, str] = Field(
-        {},
-        title="Existing",
-        description="Stages that are not run, and what stands in their place: hub name, folder or artifact's URI.",
-    )
-    store: str | None = Field(
-        None,
-        title="Store",
-        description="s3://bucket/prefix or file:///folder for artifacts; none: $ALIGNMENT_STORE, else the local S3.",
-    )
-    accelerate_config: str = Field(
-        "infra/accelerate/cpu.yaml",
-        title="accelerate's config",
-        description="File that says how many processes and devices the training stages use; relative to the project.",
-    )
+    model: str | None = None
+    """Where SFT starts: a hub name (`org/name` or `org/name@revision`), a folder, or an artifact's URI; none if
+    sft.from_scratch describes a new model."""
+    prepare_data: PrepareDataConfig
+    """Where the records come from."""
+    sft: SFTConfig = SFTConfig()
+    """Supervised fine-tuning."""
+    reward_model: RewardModelConfig | None = RewardModelConfig()
+    """Reward-model training; none: there is none, and ppo.rewards name other sources of the score."""
+    ppo: PPOConfig = PPOConfig()
+    """PPO."""
+    remove_value_head: RemoveValueHeadConfig = RemoveValueHeadConfig()
+    """Taking the policy out of what PPO saved."""
+    merge_lora: MergeLoraConfig = MergeLoraConfig()
+    """Adding an adapter to its base."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """SFT against PPO on held-out prompts."""
+    export: ExportConfig = ExportConfig()
+    """What users get."""
+    existing: dict[Replaceable, str] = Field(default_factory=dict)
+    """Stages that are not run, and what stands in their place: hub name, folder or artifact's URI."""
+    store: str | None = None
+    """s3://bucket/prefix or file:///folder for artifacts; none: $ALIGNMENT_STORE, else the local S3."""
+    accelerate_config: str = "infra/accelerate/cpu.yaml"
+    """File that says how many processes and devices the training stages use; relative to the project."""
 
     @model_validator(mode="after")
     def _score_has_a_source(self) -> "Pipeline":

@@ -8,7 +8,7 @@ from tasks.config import Config
 class RemoveValueHeadConfig(Config):
     """On what the policy's logits are compared before and after."""
 
-    num_rows: int = Field(
-        16, ge=1, title="Rows", description="Token sequences drawn from the vocabulary, on which logits must be equal."
-    )
-    seed: int = Field(0, ge=0, title="Seed", description="Of the drawn token sequences.")
+    num_rows: int = Field(16, ge=1)
+    """Token sequences drawn from the vocabulary, on which logits must be equal."""
+    seed: int = Field(0, ge=0)
+    """Of the drawn token sequences."""

@@ -11,29 +11,24 @@ from tasks.trainer_config import TrainerConfig
 class ScratchConfig(Config):
     """A new model with random weights, and a tokenizer trained on the SFT records. For demos and tests."""
 
-    model_type: Literal["llama", "qwen2", "mistral"] = Field(
-        "llama", title="Architecture", description="As transformers names it."
-    )
-    hidden_size: int = Field(
-        128, ge=8, title="Hidden size", description="Width; divisible by num_heads, even per head."
-    )
-    num_layers: int = Field(4, ge=1, title="Layers", description="Depth.")
-    num_heads: int = Field(4, ge=1, title="Heads", description="Attention heads per layer.")
-    intermediate_size: int = Field(352, ge=8, title="MLP size", description="Width of the feed-forward layers.")
-    max_position_embeddings: int = Field(
-        512, ge=8, title="Longest text", description="Prompt and response together, in tokens."
-    )
-    tie_word_embeddings: bool = Field(
-        True, title="Tied embeddings", description="One matrix for reading and predicting tokens."
-    )
-    tokenizer: Literal["bpe", "word"] = Field(
-        "bpe",
-        title="Tokenizer",
-        description="bpe: byte-level, any text. word: whole words of the corpus, others become <unk>; short rows.",
-    )
-    vocab_size: int = Field(
-        4096, ge=300, title="Vocabulary", description="Most tokens, special ones included; a small corpus has fewer."
-    )
+    model_type: Literal["llama", "qwen2", "mistral"] = "llama"
+    """Architecture, as transformers names it."""
+    hidden_size: int = Field(128, ge=8)
+    """Width; divisible by num_heads, even per head."""
+    num_layers: int = Field(4, ge=1)
+    """Decoder layers."""
+    num_heads: int = Field(4, ge=1)
+    """Attention heads per layer."""
+    intermediate_size: int = Field(352, ge=8)
+    """Width of the feed-forward layers."""
+    max_position_embeddings: int = Field(512, ge=8)
+    """Longest text, prompt and response together, in tokens."""
+    tie_word_embeddings: bool = True
+    """One matrix for reading and predicting tokens."""
+    tokenizer: Literal["bpe", "word"] = "bpe"
+    """bpe: byte-level, any text. word: whole words of the corpus, others become <unk>; short rows."""
+    vocab_size: int = Field(4096, ge=300)
+    """Most tokens of the vocabulary, special ones included; a small corpus has fewer."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "ScratchConfig":
@@ -48,9 +43,8 @@ class ScratchConfig(Config):
 class SFTConfig(TrainerConfig):
     """Supervised fine-tuning on prompt and completion; the loss counts completions only."""
 
-    from_scratch: ScratchConfig | None = Field(
-        None, title="From scratch", description="Start from this new model instead of the input `model`."
-    )
+    from_scratch: ScratchConfig | None = None
+    """Start from this new model instead of the input `model`."""
 
     @model_validator(mode="after")
     def _lora_needs_a_base(self) -> "SFTConfig":
