@@ -1,16 +1,16 @@
 """Raw records, one by one, from files through `datasets` or from a Python generator."""
 
 import csv
-import importlib
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks.callables import load_callable
 from tasks.errors import InputError
-from tasks.prepare_data.config import SourceConfig
+from tasks.prepare_data.config import PYTHON_PREFIX, SourceConfig
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -27,23 +27,8 @@ def read_source(source: SourceConfig, path: Path | None, cache: Path) -> Iterato
     return iter(_load(source, path, cache))
 
 
-def find_callable(dotted: str) -> Callable[..., Iterable[Any]]:
-    """The callable that `python:module:function` names; raises InputError."""
-    _, module_name, name = dotted.split(":")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"{dotted} cannot be loaded: {error}. Check the spelling, and that the module can be imported "
-            f"from {Path.cwd()} (PYTHONPATH)."
-        ) from error
-    if not callable(found):
-        raise InputError(f"{dotted} is a {type(found).__name__}, expected a callable that yields records.")
-    return found
-
-
 def _call_generator(source: SourceConfig) -> Iterator[Record]:
-    generator = find_callable(source.path)
+    generator = load_callable(source.path.removeprefix(PYTHON_PREFIX), "source")
     try:
         inspect.signature(generator).bind(**source.arguments)
     except TypeError as error:

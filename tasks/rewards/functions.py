@@ -1,11 +1,11 @@
 """Python functions as sources of scores: find one by its dotted path, see that it can be called, call it."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from tasks.callables import load_callable
 from tasks.errors import InputError
 from tasks.rewards.config import RESERVED_ARGUMENTS
 
@@ -14,18 +14,7 @@ RewardFunction = Callable[..., Sequence[float]]
 
 def load_reward_function(path: str) -> RewardFunction:
     """The callable that `package.module:function` names; raises InputError if there is none."""
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise InputError(f"reward_function {path!r}: expected `package.module:function`.")
-    try:
-        function: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            function = getattr(function, part)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"reward_function {path!r}: {error}. The module must be importable where PPO runs.") from error
-    if not callable(function):
-        raise InputError(f"reward_function {path!r} is a {type(function).__name__}, expected a function.")
-    return function
+    return load_callable(path, "reward function")
 
 
 def check_call(path: str, columns: Iterable[str], arguments: Mapping[str, Any]) -> None:

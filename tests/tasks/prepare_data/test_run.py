@@ -238,9 +238,9 @@ def test_share_and_salt_decide_what_is_held_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"path": "python:no_such:thing"}, "cannot be loaded: No module named 'no_such'"),
+        ({"path": "python:no_such:thing"}, "source 'no_such:thing': No module named 'no_such'"),
         ({"path": f"python:{__name__}:nothing"}, "has no attribute 'nothing'"),
-        ({"path": f"python:{__name__}:RECORDS"}, "is a list, expected a callable"),
+        ({"path": f"python:{__name__}:RECORDS"}, "is a list, expected a function"),
         ({"path": f"python:{__name__}:generated"}, r"missing a required argument: 'count'.*signature is \(count"),
         ({"path": f"python:{__name__}:generated", "arguments": {"count": 4000}}, "values of different types"),
         ({"path": f"python:{__name__}:generated", "arguments": {"count": 0}}, "no record is left for the train part"),
