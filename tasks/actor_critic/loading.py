@@ -7,7 +7,7 @@ from pathlib import Path
 import peft
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.actor_critic.config import ActorCriticConfig
 from tasks.actor_critic.folder import load_actor_critic
@@ -15,7 +15,15 @@ from tasks.actor_critic.models import POLICY, REFERENCE, REWARD, VALUE, Models
 from tasks.adapters import adapter_parameters, add_lora, attach_adapter, load_adapter, lora_layers
 from tasks.errors import InputError
 from tasks.model_files import CONFIG, kind_of, read_json, require_kind
-from tasks.modeling import ScalarHead, ScalarModel, backbone, load_causal_lm, load_reward_model, load_scalar_head
+from tasks.modeling import (
+    ScalarHead,
+    ScalarModel,
+    backbone,
+    load_causal_lm,
+    load_reward_model,
+    load_scalar_head,
+    load_tokenizer,
+)
 from tasks.tuning import enable_gradient_checkpointing, load_for_training, trainable_parameters
 
 Inputs = Mapping[str, Path]
@@ -39,6 +47,20 @@ def load_models(config: ActorCriticConfig, inputs: Inputs, device: torch.device,
             enable_gradient_checkpointing(transformer)
     _check_trainable(models)
     return models
+
+
+def check_models(config: ActorCriticConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError, before anything is loaded, for a start or a reference that is not of the kind it should be."""
+    value_start(config, inputs)
+    if "start_policy" in inputs:
+        require_kind(inputs["start_policy"], "actor_critic", "adapter" if config.has_adapters else "model")
+    if "reference" in inputs:
+        require_kind(inputs["reference"], "model")
+        if load_tokenizer(inputs["reference"]).get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"{inputs['reference']}: the reference model has another tokenizer than the policy, so there is no KL "
+                "between them. Give a model of the same tokens."
+            )
 
 
 _REWARD_MODELS = ("reward_model", "reward_adapter")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from tasks.actor_critic.loading import load_models, value_start
+from tasks.actor_critic.loading import check_models, load_models
 from tasks.callables import load_callable
 from tasks.errors import InputError
 from tasks.language_data import read_language_data
@@ -104,25 +104,12 @@ def _check_inputs(config: PPOConfig, inputs: Mapping[str, Path]) -> PreTrainedTo
     if config.conversation_template is not None:
         config.conversation_template.apply_to(tokenizer)
     check_rewards(config.rewards, inputs, tokenizer)
-    value_start(config, inputs)
-    if "start_policy" in inputs:
-        require_kind(inputs["start_policy"], "actor_critic", "adapter" if config.has_adapters else "model")
-    if "reference" in inputs:
-        require_kind(inputs["reference"], "model")
-        _check_same_tokens(inputs["reference"], tokenizer)
+    check_models(config, inputs, tokenizer)
     names = {"eval_score", "eval_kl", "eval_response_length", "eval_ended", "eval_entropy"}
     names |= {f"eval_score_{reward.name}" for reward in config.rewards}
     if config.best_metric.removeprefix("-") not in names:
         raise InputError(f"best_metric {config.best_metric!r}: expected one of {', '.join(sorted(names))}.")
     return tokenizer
-
-
-def _check_same_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
-        raise InputError(
-            f"{folder}: the reference model has another tokenizer than the policy, so there is no KL between them. "
-            "Give a model of the same tokens."
-        )
 
 
 def _read_prompts(config: PPOConfig, data: Path, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Prompts:

@@ -120,10 +120,7 @@ def plain_text(text: Text) -> str:
 
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
     present = set(table.column_names)
-    columns = [
-        table[field.name].cast(field.type) if field.name in present else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
+    columns = [table[field.name] if field.name in present else pa.nulls(table.num_rows, field.type) for field in schema]
     return pa.table(columns, schema=schema)
 
 

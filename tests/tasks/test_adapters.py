@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tasks.actor_critic.folder import load_actor_critic, save_actor_critic
 from tasks.adapters import (
@@ -218,6 +219,19 @@ def test_adapters_of_named_modules_and_of_a_transformer_without_head_can_stand_i
     }
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_an_adapter_in_the_last_layers_can_join_one_in_all_layers():
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=19, n_embd=16, n_layer=2, n_head=2))
+    for plain, num_modules in ((make_model(), 7), (gpt2, 4)):
+        model = add_lora(add_lora(plain, RANK_2, ["reward"]), RANK_2, ["policy"], 1)
+        reward, policy = (adapter_parameters(model, name) for name in ("reward", "policy"))
+        of_the_last_layer = {name for name in reward if ".1." in name}
+        assert {name.replace(".policy.", ".reward.") for name in policy} == of_the_last_layer
+        assert len(policy) == num_modules * 2
+        targets = {name.partition(".lora_")[0].rpartition(".")[2] for name in policy}
+        assert model.peft_config["policy"].target_modules == targets
+
+
 def test_more_layers_than_there_are_and_a_pattern_with_layers_are_refused():
     with pytest.raises(InputError, match="trainable_layers 3: the model has 2 layers"):
         add_lora(make_model(), RANK_2, ["x"], 3)
@@ -225,9 +239,11 @@ def test_more_layers_than_there_are_and_a_pattern_with_layers_are_refused():
         add_lora(make_model(), LoraConfig(target_modules=".*q_proj"), ["x"], 1)
 
 
-def test_an_adapter_of_the_embedding_is_trained_too():
-    model = add_lora(make_model(), LoraConfig(r=2, target_modules=["embed_tokens"]), ["policy", "value"])
-    assert len(adapter_parameters(model, "policy")) == 2
+@pytest.mark.parametrize(("use_dora", "num_tensors"), [(False, 2), (True, 3)])
+def test_an_adapter_of_the_embedding_is_trained_too(use_dora, num_tensors):
+    config = LoraConfig(r=2, target_modules=["embed_tokens"], use_dora=use_dora)
+    model = add_lora(make_model(), config, ["policy", "value"])
+    assert len(adapter_parameters(model, "policy")) == num_tensors
     assert trainable(model) == {*adapter_parameters(model, "policy"), *adapter_parameters(model, "value")}
 
 

@@ -171,9 +171,8 @@ def test_ptx_takes_demonstrations_dialogues_and_plain_texts(tmp_path: Path) -> N
         *((f"q{n}", " a", "pairs") for n in range(20)),
         *(("", f" Once upon a time {n}", "texts") for n in range(20)),
     }
-    assert not {r["completion"] for r in read_split(tmp_path / "out", "ptx", "train")} & {
-        r["completion"] for r in read_split(tmp_path / "out", "ptx", "test") if r["prompt"] == ""
-    }
+    held_out = [r for r in read_split(tmp_path / "out", "ptx", "test") if r["source"] == "texts"]
+    assert 0 < len(held_out) < 20
 
 
 def test_ptx_needs_nothing_held_out_and_lends_no_prompts(tmp_path: Path) -> None:
