@@ -43,18 +43,7 @@ def read_prompts(
     longest: int | None,
     template: ConversationTemplate | None = None,
 ) -> list[Prompt]:
-    """The prompts of a split that have at most `longest` tokens (None: all); how many were longer is printed."""
-    return read_prompts_and_count(data, split, tokenizer, longest, template)[0]
-
-
-def read_prompts_and_count(
-    data: Path,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    longest: int | None,
-    template: ConversationTemplate | None = None,
-) -> tuple[list[Prompt], int]:
-    """The prompts of a split that have at most `longest` tokens (None: all), and how many were longer.
+    """The prompts of a split that have at most `longest` tokens (None: all); how many were longer is printed.
 
     Raises InputError if none is left, and for one that is empty or answered already.
     """
@@ -74,9 +63,8 @@ def read_prompts_and_count(
             f"{data}: none of the {len(prompts)} records of prompts_{split} has at most {longest} tokens, the model's "
             f"context less sampling.response_length; the shortest has {shortest}. Lower sampling.response_length."
         )
-    num_longer = len(prompts) - len(kept)
-    print(f"prompts_{split}: {len(kept)} prompts; left out as longer than {longest} tokens: {num_longer}")
-    return kept, num_longer
+    print(f"prompts_{split}: {len(kept)} prompts; left out as longer than {longest} tokens: {len(prompts) - len(kept)}")
+    return kept
 
 
 def check_proportions(prompts: Sequence[Prompt], proportions: Mapping[str, float] | None) -> None:

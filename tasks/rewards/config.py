@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
@@ -134,7 +134,14 @@ class ApiReward(Config):
     from beside it. None = the service is asked."""
 
 
-RewardConfig = Annotated[ModelReward | FunctionReward | ApiReward, Field(discriminator="type")]
+def _as_any_of(schema: dict[str, Any]) -> None:
+    """Prefect's form shows alternatives that are called anyOf, and no others."""
+    schema["anyOf"] = schema.pop("oneOf")
+
+
+RewardConfig = Annotated[
+    ModelReward | FunctionReward | ApiReward, Field(discriminator="type", json_schema_extra=_as_any_of)
+]
 
 
 def check_names(rewards: Sequence[ModelReward | FunctionReward | ApiReward]) -> None:

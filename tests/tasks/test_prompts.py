@@ -18,7 +18,6 @@ from tasks.prompts import (
     check_proportions,
     mixture,
     read_prompts,
-    read_prompts_and_count,
 )
 from tasks.templates import ConversationTemplate
 from tests.tasks.ppo.tiny import make_tokenizer
@@ -46,8 +45,8 @@ def test_prompts_are_tokenised_and_keep_their_columns_and_the_name_of_their_data
 
 def test_too_long_prompts_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, prompt=["w5 w6", "w7 w8 w9 w10", "w3"])
-    kept, num_longer = read_prompts_and_count(tmp_path, "train", make_tokenizer(), longest=2)
-    assert ([prompt.ids for prompt in kept], num_longer) == ([[5, 6], [3]], 1)
+    kept = read_prompts(tmp_path, "train", make_tokenizer(), longest=2)
+    assert [prompt.ids for prompt in kept] == [[5, 6], [3]]
     assert "2 prompts; left out as longer than 2 tokens: 1" in capsys.readouterr().out
     assert {prompt.source for prompt in kept} == {"prompts"}
     with pytest.raises(InputError, match=r"none of the 3 records .* at most 0 tokens.*the shortest has 1"):

@@ -102,3 +102,11 @@ def test_what_no_source_can_be_is_refused(options: dict[str, object]) -> None:
 def test_every_source_survives_the_way_through_json() -> None:
     for source in (ModelReward(model="a/b", weight=-0.5), FunctionReward(function="m:f"), ApiReward(url=URL)):
         assert ADAPTER.validate_json(ADAPTER.dump_json(source)) == source
+
+
+def test_the_sources_are_alternatives_that_a_form_can_show() -> None:
+    schema = TypeAdapter(list[RewardConfig]).json_schema()["items"]
+    assert [alternative["$ref"].rpartition("/")[2] for alternative in schema["anyOf"]] == [
+        "ModelReward", "FunctionReward", "ApiReward",
+    ]  # fmt: skip
+    assert "oneOf" not in schema
