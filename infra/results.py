@@ -16,6 +16,7 @@ from typing import Any
 
 from infra.fetch import local_server
 from tasks.artifacts import import_external, library_versions, read_files, store_at
+from tasks.markdown import escape, table
 
 COLUMNS = {
     "SFT loss": "sft_eval_loss",
@@ -52,13 +53,13 @@ def page(title: str, command: str, runs: Sequence[Mapping[str, Any]], picture: s
             f"# {title}",
             f"`{command}`",
             _provenance(),
-            _table(["run", *COLUMNS], [[str(number), *_row(run)] for number, run in enumerate(runs)]),
+            table(["run", *COLUMNS], [[str(number), *_row(run)] for number, run in enumerate(runs)]),
             *_other_judges(runs),
             f"## PPO's curves, run 0\n\n![curves]({picture})",
             "## Held-out prompts of run 0, chosen by its seed",
-            _table(["prompt", "SFT", "PPO"], [_sample(sample) for sample in runs[0]["samples"]]),
+            table(["prompt", "SFT", "PPO"], [_sample(sample) for sample in runs[0]["samples"]]),
             "## Seconds and memory",
-            _table(["run", *runs[0]["seconds"], "peak memory"], [_cost(n, run) for n, run in enumerate(runs)]),
+            table(["run", *runs[0]["seconds"], "peak memory"], [_cost(n, run) for n, run in enumerate(runs)]),
             notes,
         ]
     )
@@ -84,22 +85,17 @@ def _other_judges(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         for number, run in enumerate(runs)
         for name, metric in run["metrics"].items()
     ]
-    return [_table(["run", "judge", "before", "after", "win rate"], rows)] if rows else []
+    return [table(["run", "judge", "before", "after", "win rate"], rows)] if rows else []
 
 
 def _sample(sample: Mapping[str, Any]) -> list[str]:
-    answers = [f"{sample[side]} *({sample[f'{side}_score']:+.2f})*" for side in ("sft", "ppo")]
-    return [text.replace("|", "\\|").replace("\n", " ") for text in (sample["prompt"], *answers)]
+    answers = [f"{escape(sample[side])} *({sample[f'{side}_score']:+.2f})*" for side in ("sft", "ppo")]
+    return [escape(sample["prompt"]), *answers]
 
 
 def _cost(number: int, run: Mapping[str, Any]) -> list[str]:
     seconds = [f"{value:.0f}" for value in run["seconds"].values()]
     return [str(number), *seconds, f"{run['peak_rss_bytes'] / 2**30:.2f} GiB"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _curves(run: Mapping[str, Any]) -> bytes:

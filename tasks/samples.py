@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tasks.markdown import escape, table
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -33,10 +35,10 @@ def read_samples(path: Path) -> list[Sample]:
 
 def print_samples(samples: Sequence[Sample], title: str) -> None:
     """Print a table, a row for each sample."""
-    table = Table("prompt", "response", "score", title=title, show_lines=True)
+    grid = Table("prompt", "response", "score", title=title, show_lines=True)
     for sample in samples:
-        table.add_row(sample.prompt, sample.response, f"{sample.score:.2f}")
-    Console(width=120, markup=False, emoji=False, highlight=False).print(table)
+        grid.add_row(sample.prompt, sample.response, f"{sample.score:.2f}")
+    Console(width=120, markup=False, emoji=False, highlight=False).print(grid)
 
 
 def as_markdown(samples: Sequence[Sample]) -> str:
@@ -45,12 +47,8 @@ def as_markdown(samples: Sequence[Sample]) -> str:
     if not steps:
         return "No samples were asked for.\n"
     first, last = ([sample for sample in samples if sample.step == step] for step in (steps[0], steps[-1]))
-    rows = [f"| prompt | step {steps[0]} | step {steps[-1]} |", "| --- | --- | --- |"]
+    rows = []
     for before, after in zip(first, last, strict=True):
-        answers = [f"{_cell(sample.response)} *({sample.score:+.2f})*" for sample in (before, after)]
-        rows.append(f"| {_cell(before.prompt)} | {' | '.join(answers)} |")
-    return "\n".join(rows) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "<br>")
+        answers = [f"{escape(sample.response)} *({sample.score:+.2f})*" for sample in (before, after)]
+        rows.append([escape(before.prompt), *answers])
+    return table(["prompt", f"step {steps[0]}", f"step {steps[-1]}"], rows) + "\n"

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.evaluate.comparison import SCORE
+from tasks.markdown import escape, table
 
 COLLAPSED_SHARE = 0.5
-_ESCAPES = str.maketrans(
-    {character: f"\\{character}" for character in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "\n": "<br>", "\r": ""}
-)
 _TEXT_ROWS = (
     ("Response length, tokens", "response_length", ".1f"),
     ("Ended by themselves", "ended_share", ".1%"),
@@ -54,11 +52,6 @@ def title(judge: str) -> str:
     return "Score" if judge == SCORE else judge
 
 
-def escape(text: str) -> str:
-    """Text that shows as it is in a cell of a Markdown table."""
-    return text.translate(_ESCAPES)
-
-
 def _edge(figures: Mapping[str, Any], judge: str) -> int:
     """1 if PPO is better than SFT by the judge, -1 if worse, 0 if the 95 % interval of the win rate holds 1/2."""
     return int(figures[f"{judge}_win_rate_low"] > 0.5) - int(figures[f"{judge}_win_rate_high"] < 0.5)
@@ -90,7 +83,7 @@ def _figures_table(figures: Mapping[str, Any], judges: Sequence[str]) -> str:
     for head, name, form in _TEXT_ROWS:
         before, after = figures[f"{name}_before"], figures[f"{name}_after"]
         rows.append([head, f"{before:{form}}", f"{after:{form}}", ""])
-    return _table(["", "SFT", "PPO", "Difference or figure (95 % interval)"], rows)
+    return table(["", "SFT", "PPO", "Difference or figure (95 % interval)"], rows)
 
 
 def _samples_table(samples: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> str:
@@ -99,8 +92,4 @@ def _samples_table(samples: Sequence[Mapping[str, Any]], judges: Sequence[str]) 
         return f"{escape(sample[side])} <br>*{escape(marks)}*"
 
     rows = [[escape(sample["prompt"]), cell(sample, "before"), cell(sample, "after")] for sample in samples]
-    return _table(["Prompt", "SFT", "PPO"], rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+    return table(["Prompt", "SFT", "PPO"], rows)

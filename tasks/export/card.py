@@ -1,7 +1,7 @@
 """The model card: README.md with the hub's front matter, all of it from what the chain wrote."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import yaml
 
 from tasks.export.config import ExportConfig
 from tasks.export.package import Trial
+from tasks.markdown import table
 
 LONGEST_FACT = 120
 PARENTS = {
@@ -134,7 +135,7 @@ def _lineage_table(parents: Mapping[str, Parent]) -> str:
         [PARENTS.get(name, name), f"`{lineage['uri']}`" if "uri" in lineage else "", _code(lineage.get("digest"))]
         for name, lineage in ((name, parent.lineage) for name, parent in parents.items())
     ]
-    return _table(["From", "Address", "Digest"], rows)
+    return table(["From", "Address", "Digest"], rows)
 
 
 def _settings_and_figures(parents: Mapping[str, Parent]) -> list[str]:
@@ -182,11 +183,7 @@ def _facts_table(facts: Mapping[str, Any]) -> str:
     rows = [
         [_cell(name), _cell(f"{value:.6g}" if isinstance(value, float) else value)] for name, value in facts.items()
     ]
-    return _table(["Figure", "Value"], rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+    return table(["Figure", "Value"], rows)
 
 
 def _cell(value: object) -> str:

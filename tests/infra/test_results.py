@@ -24,6 +24,6 @@ def test_a_page_has_a_row_per_run_and_says_how_it_was_made() -> None:
     assert "| 0 | 2.500 | not measured | -0.500 | 1.250 | 4.500 | 0.800 | 0.700 | 0.900 |" in text
     assert "| 1 | 2.500 | not measured | -0.500 | 1.250 | 5.000 | 0.800 | 0.700 | 0.900 |" in text
     assert "| 1 | rule | 1.000 | 3.000 | 0.750 |" in text
-    assert "| a\\|b | No.  *(-1.00)* | Yes. *(+2.00)* |" in text
+    assert "| a\\|b | No.<br> *(-1.00)* | Yes. *(+2.00)* |" in text
     assert "| 0 | 10 | 12 | 1.50 GiB |" in text
     assert text.endswith("Not good: nothing.")

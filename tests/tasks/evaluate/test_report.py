@@ -1,6 +1,7 @@
 import pytest
 
-from tasks.evaluate.report import escape, markdown, verdict
+from tasks.evaluate.report import markdown, verdict
+from tasks.markdown import escape
 
 FIGURES = {
     "num_prompts": 200,
