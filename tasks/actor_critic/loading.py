@@ -101,7 +101,7 @@ def _load_adapters(config: ActorCriticConfig, inputs: Inputs, base: PreTrainedMo
         value_adapters = _attach(_load_scalar_model(config, inputs).backbone, VALUE, config, None)
         value_backbone = backbone(value_adapters)
     if config.reference_decay < 1:
-        adapted = add_lora(adapted, config.lora, [REFERENCE], config.trainable_layers)
+        adapted = _attach(adapted, REFERENCE, config, inputs.get("start_policy"))
     reward_model = None
     if "reward_model" in inputs and kind_of(inputs["reward_model"]) == "reward_adapter":
         adapted = load_adapter(adapted, inputs["reward_model"], REWARD)
@@ -111,10 +111,9 @@ def _load_adapters(config: ActorCriticConfig, inputs: Inputs, base: PreTrainedMo
     value_parameters = {} if value_adapters is None else adapter_parameters(value_adapters, VALUE)
     trainable = {POLICY: policy_parameters, VALUE: value_parameters | dict(head.named_parameters(prefix="head"))}
     _train_only(trainable, adapted, value_model)
-    averaged = {
-        name: adapted.get_parameter(name.replace(f".{POLICY}.", f".{REFERENCE}."))
-        for name in (policy_parameters if config.reference_decay < 1 else ())
-    }
+    averaged: dict[str, nn.Parameter] = {}
+    if config.reference_decay < 1:
+        averaged = dict(zip(policy_parameters, adapter_parameters(adapted, REFERENCE).values(), strict=True))
     return Models(
         language_model=adapted.get_base_model(),
         reference_model=_other_reference(config, inputs) or adapted.get_base_model(),
@@ -170,7 +169,7 @@ def _attach(model: nn.Module, name: str, config: ActorCriticConfig, start: Path 
     if kind_of(start) != "actor_critic":
         return load_adapter(model, start, name)
     saved = load_actor_critic(start)
-    tensors, lora = (saved.policy, saved.policy_lora) if name == POLICY else (saved.value_adapter(), saved.value_lora)
+    tensors, lora = (saved.value_adapter(), saved.value_lora) if name == VALUE else (saved.policy, saved.policy_lora)
     if lora is None:
         raise InputError(f"{start} holds no adapter of the {name}: it was tuned in another way. Give another folder.")
     return attach_adapter(model, lora, tensors, name, source=str(start))

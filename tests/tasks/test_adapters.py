@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.actor_critic.folder import load_actor_critic, save_actor_critic
 from tasks.adapters import (
     adapter_parameters,
     adapter_state,
@@ -22,7 +21,7 @@ from tasks.adapters import (
 )
 from tasks.config import LoraConfig
 from tasks.errors import InputError
-from tasks.modeling import load_causal_lm, load_classifier
+from tasks.modeling import load_classifier
 from tests.tasks.tiny_models import make_model, make_tokenizer, write_model
 
 IDS = torch.tensor([[3, 5, 7, 9, 11]])
@@ -225,8 +224,7 @@ def test_an_adapter_in_the_last_layers_can_join_one_in_all_layers():
     for plain, num_modules in ((make_model(), 7), (gpt2, 4)):
         model = add_lora(add_lora(plain, RANK_2, ["reward"]), RANK_2, ["policy"], 1)
         reward, policy = (adapter_parameters(model, name) for name in ("reward", "policy"))
-        of_the_last_layer = {name for name in reward if ".1." in name}
-        assert {name.replace(".policy.", ".reward.") for name in policy} == of_the_last_layer
+        assert {name.replace(".policy.", ".reward.") for name in policy} == {name for name in reward if ".1." in name}
         assert len(policy) == num_modules * 2
         targets = {name.partition(".lora_")[0].rpartition(".")[2] for name in policy}
         assert model.peft_config["policy"].target_modules == targets
@@ -299,35 +297,3 @@ def test_a_classifier_trains_its_adapter_and_its_head_only(tmp_path):
     names = trainable(model)
     assert sum("lora_" in name for name in names) == NUM_TENSORS
     assert [name for name in names if "lora_" not in name] == ["base_model.model.score.modules_to_save.default.weight"]
-
-
-def test_a_full_actor_critic_returns_its_tensors(tmp_path):
-    model = make_model()
-    value = {"head.weight": torch.ones(1, 16), "backbone.norm.weight": torch.ones(16)}
-    save_actor_critic(tmp_path, model, value, make_tokenizer(), details={"iteration": 7})
-    loaded = load_actor_critic(tmp_path)
-    assert (loaded.tuning, loaded.details["iteration"]) == ("full", 7)
-    assert set(loaded.policy) == set(model.state_dict())
-    assert set(loaded.value) == set(value)
-
-
-def test_tied_weights_are_saved_once(tmp_path):
-    save_actor_critic(tmp_path, make_model(tie_word_embeddings=True), {}, make_tokenizer())
-    assert "lm_head.weight" not in load_actor_critic(tmp_path).policy
-
-
-def test_an_adapters_actor_critic_holds_adapters_only(tmp_path):
-    model = with_random_adapters("policy", "value")
-    value = {**adapter_state(model, "value"), "head.weight": torch.ones(1, 16)}
-    save_actor_critic(tmp_path, model, value, make_tokenizer(), adapter="policy")
-    loaded = load_actor_critic(tmp_path)
-    assert loaded.tuning == "lora"
-    assert len(loaded.policy) == NUM_TENSORS
-    assert len(loaded.value) == NUM_TENSORS + 1
-    torch.testing.assert_close(loaded.policy, adapter_state(model, "policy"), rtol=0, atol=0)
-
-
-def test_what_ppo_saved_is_not_a_language_model(tmp_path):
-    save_actor_critic(tmp_path, make_model(), {}, make_tokenizer())
-    with pytest.raises(InputError, match="as PPO saves them"):
-        load_causal_lm(tmp_path)

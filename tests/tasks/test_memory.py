@@ -134,8 +134,11 @@ def test_a_prompt_on_its_way_counts_beside_the_cache(tmp_path) -> None:
 
 
 def test_a_cpu_needs_more_for_the_same_activations(tmp_path) -> None:
-    model = TunedModel(write_policy(tmp_path), "float32", "lora", LORA)
-    assert model.activation_bytes(50, 50, torch.device("cpu")) == 2 * model.activation_bytes(50, 50, GPU)
+    write_policy(tmp_path)
+    for dtype, growth in (("float32", 3.0), ("bfloat16", 1.7)):
+        model = TunedModel(tmp_path, dtype, "lora", LORA)
+        on_gpu, on_cpu = (model.activation_bytes(50, 50, device) for device in (GPU, torch.device("cpu")))
+        assert on_cpu == pytest.approx(growth * on_gpu)
 
 
 def test_the_plan_adds_up_the_models() -> None:

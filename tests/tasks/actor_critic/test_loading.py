@@ -27,7 +27,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "freeze": {"tuning": "freeze", "trainable_layers": 1},
     "freeze-head": {"tuning": "freeze", "trainable_layers": 1, "value_model": "head"},
     "full-averaged": {"tuning": "full", "reference_decay": 0.5},
-    "lora-averaged": {"reference_decay": 0.5},
+    "lora-averaged": {
+        "reference_decay": 0.5,
+        "lora": {"r": 4, "target_modules": ["q_proj", "down_proj", "embed_tokens"]},
+    },
 }
 CASES = [(form, reward) for form in FORMS for reward in (None, "reward_model", "reward_adapter")]
 
