@@ -91,9 +91,15 @@ def prompt_text(prompt: Text) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int] | Tensor) -> str:
-    """The response's text without special tokens, its leading white space kept: prompt + response is the whole text."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def decode_response(
+    tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int] | Tensor, template: ConversationTemplate | None = None
+) -> str:
+    """The response's text without special tokens, its leading white space kept: prompt + response is the whole text.
+
+    What the template writes after an answer is left out.
+    """
+    text = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return text.removesuffix(template.end_of_assistant or "") if template is not None else text
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:

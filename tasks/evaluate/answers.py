@@ -119,8 +119,8 @@ def _compare_batch(
     )
     return Comparison(
         prompts=[prompt_text(record["prompt"]) for record in records],
-        before=_judged(contest, records, prompts, before, config.token_budget),
-        after=_judged(contest, records, prompts, after, config.token_budget),
+        before=_judged(contest, records, prompts, before, config),
+        after=_judged(contest, records, prompts, after, config),
         kl=_floats(kl_per_response(logprobs, ref_logprobs, after.mask)),
     )
 
@@ -130,14 +130,14 @@ def _judged(
     records: Sequence[Record],
     prompts: Sequence[Sequence[int]],
     responses: Responses,
-    token_budget: int,
+    config: EvaluateConfig,
 ) -> Answers:
-    texts = [decode_response(contest.tokenizer, row) for row in responses.unpadded()]
+    texts = [decode_response(contest.tokenizer, row, config.conversation_template) for row in responses.unpadded()]
     questions = [prompt_text(record["prompt"]) for record in records]
     columns = {name: [record[name] for record in records] for name in records[0] if name not in NO_COLUMNS}
     judgements: dict[str, Floats] = {}
     if contest.reward_model is not None:
-        scores = model_scores(contest.reward_model, join(prompts, responses.ids, responses.mask), token_budget)
+        scores = model_scores(contest.reward_model, join(prompts, responses.ids, responses.mask), config.token_budget)
         check_finite(scores.tolist(), "the reward model")
         judgements[SCORE] = _floats(scores)
     for name, function in contest.metrics.items():

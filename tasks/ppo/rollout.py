@@ -106,7 +106,8 @@ def decode_responses(run: Run, ids: Tensor, mask: Tensor) -> list[str]:
     """The texts of responses, given ids [b, R] and mask [b, R]."""
     lengths = mask.sum(dim=1).tolist()
     rows = zip(ids.tolist(), lengths, strict=True)
-    return [decode_response(run.tokenizer, row[:length]) for row, length in rows]
+    template = run.config.conversation_template
+    return [decode_response(run.tokenizer, row[:length], template) for row, length in rows]
 
 
 def _measure(run: Run, episodes: Episodes) -> dict[str, Tensor]:

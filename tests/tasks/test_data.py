@@ -105,6 +105,15 @@ def test_a_decoded_response_keeps_its_space_and_loses_its_special_tokens(tokeniz
     assert decode_response(tokenizer, torch.tensor(ids)) == " the cat ."
 
 
+def test_a_decoded_response_loses_what_the_template_writes_after_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = tokenizer("good film")["input_ids"]
+    whole = decode_response(tokenizer, ids)
+    ending = whole[-3:]
+    assert decode_response(tokenizer, ids, ConversationTemplate(end_of_assistant=ending)) == whole[:-3]
+    assert decode_response(tokenizer, ids, ConversationTemplate(end_of_assistant="x" + ending)) == whole
+    assert decode_response(tokenizer, ids, ConversationTemplate()) == whole
+
+
 def test_a_conversation_is_encoded_as_its_template_spells_it(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = encode_prompt(tokenizer, [{"role": "user", "content": "hello there"}])
     assert tokenizer.decode(ids) == "<user>hello there<assistant>"
