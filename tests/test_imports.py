@@ -28,12 +28,14 @@ def test_there_are_eight_stages() -> None:
     assert len(STAGES) == 8
 
 
+@pytest.mark.slow
 def test_what_prefect_loads_never_loads_torch() -> None:
     names = [*modules("flows/*.py", "tasks/*/config.py"), "tasks.stages", "infra.run", "infra.deploy"]
     assert len(names) >= 14
     assert not loaded_by(names) & {"torch", "transformers", "datasets"}
 
 
+@pytest.mark.slow
 def test_stages_do_not_load_flows() -> None:
     assert not {name for name in loaded_by(["tasks.stages"]) if name.split(".")[0] == "flows"}
 

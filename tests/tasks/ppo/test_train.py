@@ -182,6 +182,7 @@ def test_the_value_coefficient_scales_the_value_gradient_alone(world, tmp_path) 
     assert norms[1] == pytest.approx([norms[0][0], 5 * norms[0][1]], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_only_sizes_the_memory_does_not_change_what_is_trained(world, plain, tmp_path) -> None:
     changed = trained(
         world, tmp_path, options(rollout_batch_size=3, micro_batch_tokens=20, gradient_checkpointing=True)
@@ -216,6 +217,11 @@ def test_the_first_step_starts_at_ratio_one_and_takes_the_asked_number_of_steps(
     assert record["kl"] == pytest.approx(0.0, abs=1e-5)  # the policy still is the reference
 
 
+def slow(*values: Any) -> list[Any]:
+    """Parameters for the slow part."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 RESUMED = [
     {},
     {"tuning": "full", "dtype": "bfloat16", "value_pretraining_iterations": 2},
@@ -224,7 +230,7 @@ RESUMED = [
 ]
 
 
-@pytest.mark.parametrize("form", RESUMED, ids=str)
+@pytest.mark.parametrize("form", [RESUMED[0], *slow(*RESUMED[1:])], ids=str)
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(world, tmp_path, monkeypatch, form) -> None:
     config = options(**form, total_episodes=32, checkpoint_every=2, evaluate_every=1)
     undisturbed = trained(world, tmp_path / "a", config)
@@ -269,6 +275,7 @@ def test_a_callback_sees_every_iteration_and_can_end_the_run(world, tmp_path) ->
     assert (tmp_path / "checkpoints" / "step-2").is_dir()
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_is_the_result_on_demand(world, tmp_path, monkeypatch) -> None:
     scores = iter([0.0, 1.0, 3.0, 2.0, 1.0, 0.5])
     monkeypatch.setattr(training, "evaluate_policy", lambda *_: EVALUATION | {"eval_score": next(scores)})
@@ -288,6 +295,7 @@ def test_the_best_checkpoint_is_kept_and_is_the_result_on_demand(world, tmp_path
 EVALUATION = {"eval_kl": 0.1, "eval_response_length": 5.0, "eval_ended": 0.5}
 
 
+@pytest.mark.slow
 def test_the_start_is_the_result_where_nothing_was_better(world, tmp_path, monkeypatch) -> None:
     scores = iter([5.0, 1.0, 3.0])
     monkeypatch.setattr(training, "evaluate_policy", lambda *_: EVALUATION | {"eval_score": next(scores)})
@@ -346,6 +354,7 @@ def test_the_updates_of_an_iteration_end_at_target_kl(world, tmp_path) -> None:
     assert read_metrics(tmp_path / "held")[1]["updates"] == 0.25
 
 
+@pytest.mark.slow
 def test_the_value_model_starts_where_it_is_told(world, tmp_path) -> None:
     first = trained(world, tmp_path / "a", options(rewards=[{"type": "model"}]), "reward_adapter_as_reward_model")
     other = options(rewards=[{"type": "model"}], value_init="base")

@@ -239,7 +239,7 @@ class Rank:
     num_processes=st.sampled_from([1, 2, 4]),
     padding=st.integers(0, 5),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_order_padding_micro_batches_and_processes_do_not_change_the_gradient(
     world, order, micro_batch_tokens, num_processes, padding
 ) -> None:
