@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## run the whole chain on a tiny model, here and now
 	@$(BIN)/python -m infra.run demo
 
-test: test-unit lint  ## run every test (about 7 minutes on 2 cores)
+test: test-unit lint  ## run every test (about 10 minutes on 2 cores)
 	$(BIN)/pytest -m slow
 
 test-unit: $(INSTALLED)  ## run the quick tests (under a minute)
