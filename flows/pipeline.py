@@ -68,6 +68,15 @@ class Pipeline(Config):
         return self
 
     @model_validator(mode="after")
+    def _evaluation_has_a_judge(self) -> "Pipeline":
+        if self.reward_model is None and "reward_model" not in self.existing and not self.evaluate.metrics:
+            raise ValueError(
+                "Nothing would judge the answers at the end: there is no reward model and no evaluate.metrics. "
+                "Name a function in evaluate.metrics, such as the one in ppo.rewards."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sft_has_a_start(self) -> "Pipeline":
         if self.model is None and self.sft.from_scratch is None and "sft" not in self.existing:
             raise ValueError("SFT has nothing to start from: set model, or sft.from_scratch, or existing.sft.")

@@ -88,6 +88,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def reads_same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether token ids of the one mean the same to the other."""
+    return first.get_vocab() == second.get_vocab()
+
+
 def load_causal_lm(
     folder: Path, dtype: str = "float32", quantization: BitsAndBytesConfig | None = None
 ) -> PreTrainedModel:

@@ -46,17 +46,13 @@ HOUR_S = 3600
 LOG_EVERY_S = 5.0
 DRAW_EVERY_S = 10.0
 NUM_FIGURES_IN_LINE = 4
+DATA = ("data",)
 MODEL = ("model", "export")
 REWARD_MODEL = ("reward_model", "reward_adapter")
 ACTOR_CRITIC = ("actor_critic", "actor_critic_adapter")
 
-DATA = ("data",)
-
 PREPARE_DATA = Stage(
-    "prepare_data",
-    "tasks.prepare_data.run",
-    needs={},
-    may_have={f"{kind}*": ("file",) for kind in KINDS},
+    "prepare_data", "tasks.prepare_data.run", needs={}, may_have={f"{kind}*": ("file",) for kind in KINDS}
 )
 SFT = Stage("sft", "tasks.sft.train", needs={"data": DATA}, may_have={"model": MODEL}, accelerate=True)
 TRAIN_REWARD_MODEL = Stage(
@@ -255,9 +251,8 @@ def progress_line(stage: str, record: Mapping[str, float]) -> str:
 
 def _run_was_cancelled() -> bool:
     """Whether the API says that this flow run shall end; a worker that was restarted does not tell us."""
-    flow_run_id = flow_run.id
     with _api_may_be_away(), get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(flow_run_id)).state
+        state = client.read_flow_run(UUID(flow_run.id)).state
         return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED, StateType.CRASHED)
     return False
 

@@ -1,7 +1,7 @@
 """From folders to policy, value model and reference: what is shared, what is copied, and where each starts."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import peft
@@ -23,6 +23,7 @@ from tasks.modeling import (
     load_reward_model,
     load_scalar_head,
     load_tokenizer,
+    reads_same_tokens,
 )
 from tasks.tuning import enable_gradient_checkpointing, load_for_training, trainable_parameters
 
@@ -56,7 +57,7 @@ def check_models(config: ActorCriticConfig, inputs: Inputs, tokenizer: PreTraine
         require_kind(inputs["start_policy"], "actor_critic", "adapter" if config.has_adapters else "model")
     if "reference" in inputs:
         require_kind(inputs["reference"], "model")
-        if load_tokenizer(inputs["reference"]).get_vocab() != tokenizer.get_vocab():
+        if not reads_same_tokens(load_tokenizer(inputs["reference"]), tokenizer):
             raise InputError(
                 f"{inputs['reference']}: the reference model has another tokenizer than the policy, so there is no KL "
                 "between them. Give a model of the same tokens."
@@ -78,16 +79,31 @@ def value_start(config: ActorCriticConfig, inputs: Inputs) -> Path | None:
     """
     kinds = _START_KINDS[config.value_kind]
     if "start_value" in inputs:
-        require_kind(inputs["start_value"], *kinds)
-        return inputs["start_value"]
+        return _checked_start(inputs["start_value"], inputs["policy"], kinds)
     reward_model = inputs.get("reward_model")
     if config.value_init == "reward_model":
         if reward_model is None:
             raise InputError("value_init is reward_model, but there is no reward model. Set value_init to base.")
-        require_kind(reward_model, *kinds)
-        return reward_model
-    fits = reward_model is not None and config.value_kind != "head" and kind_of(reward_model) in kinds
-    return reward_model if fits and config.value_init is None else None
+        return _checked_start(reward_model, inputs["policy"], kinds)
+    if reward_model is None or config.value_init == "base" or config.value_kind == "head":
+        return None
+    fits = kind_of(reward_model) in kinds and _share_tokens(reward_model, inputs["policy"])
+    return reward_model if fits else None
+
+
+def _checked_start(start: Path, policy: Path, kinds: Sequence[str]) -> Path:
+    """`start` itself, if it is of these kinds and reads the policy's tokens."""
+    require_kind(start, *kinds)
+    if not _share_tokens(start, policy):
+        raise InputError(
+            f"{start} has another tokenizer than the policy, so the value model cannot start from it: it would misread "
+            "the policy's tokens. Set value_init to base."
+        )
+    return start
+
+
+def _share_tokens(first: Path, second: Path) -> bool:
+    return reads_same_tokens(load_tokenizer(first), load_tokenizer(second))
 
 
 def _load_adapters(config: ActorCriticConfig, inputs: Inputs, base: PreTrainedModel) -> Models:

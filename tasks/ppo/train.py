@@ -59,7 +59,7 @@ def main(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> None:
         if result != progress.iteration:
             _load(run, optimizer, read_tensors(checkpoint_folder(output, result)))
         run.models.save(output, run.tokenizer, {"iterations": result})
-        write_report(progress, config, output)
+        write_report(progress, config, output, result)
     run.processes.leave()
 
 
@@ -157,19 +157,19 @@ def resume(run: Run, optimizer: Optimizer, output: Path) -> Progress:
     return progress
 
 
-def write_report(progress: Progress, config: PPOConfig, output: Path) -> None:
-    """Write OUTPUT/report.json, report.md and curves.png from the run's metrics and samples."""
+def write_report(progress: Progress, config: PPOConfig, output: Path, result: int) -> None:
+    """Write OUTPUT/report.json, report.md and curves.png; `result` is the iteration that the saved policy is of."""
     records = read_metrics(output)
-    evaluations = [record for record in records if "eval_score" in record]
-    first, last = evaluations[0], evaluations[-1]
+    evaluations = {record["step"]: record for record in records if "eval_score" in record}
+    before, after = evaluations[0], evaluations[result]
     report = {
-        "score_before": first["eval_score"],
-        "score_after": last["eval_score"],
-        "kl": last["eval_kl"],
-        "response_length_before": first["eval_response_length"],
-        "response_length_after": last["eval_response_length"],
-        "ended_before": first["eval_ended"],
-        "ended_after": last["eval_ended"],
+        "score_before": before["eval_score"],
+        "score_after": after["eval_score"],
+        "kl": after["eval_kl"],
+        "response_length_before": before["eval_response_length"],
+        "response_length_after": after["eval_response_length"],
+        "ended_before": before["eval_ended"],
+        "ended_after": after["eval_ended"],
         "best_iteration": progress.best_iteration,
         "num_iterations": progress.iteration,
         "num_episodes": progress.iteration * config.batch_size,
@@ -181,7 +181,8 @@ def write_report(progress: Progress, config: PPOConfig, output: Path) -> None:
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     write_json(output / "report.json", report)
-    (output / "report.md").write_text(as_markdown(read_samples(output / SAMPLES_FILE)))
+    samples = [sample for sample in read_samples(output / SAMPLES_FILE) if sample.step in (0, result)]
+    (output / "report.md").write_text(as_markdown(samples))
     plot_curves(records, CURVES, output / "curves.png")
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.episodes import Episodes
 from tasks.errors import InputError
 from tasks.model_files import kind_of, require_kind
-from tasks.modeling import ScalarModel, load_reward_model, load_tokenizer
+from tasks.modeling import ScalarModel, load_reward_model, load_tokenizer, reads_same_tokens
 from tasks.program import explain, require
 from tasks.prompts import Prompt
 from tasks.rewards.api import Message, Service, check_service, load_service
@@ -127,7 +127,7 @@ def load_rewards(
                 if shared_model is not None and folder == folders.get(OWN_MODEL) and kind_of(folder) == ADAPTER:
                     return _model_scorer(shared_model, micro_batch_tokens)
                 model = load_reward_model(folder, folders["policy"], dtype).to(device)
-                if _reads_same_tokens(load_tokenizer(folder), tokenizer):
+                if reads_same_tokens(load_tokenizer(folder), tokenizer):
                     return _model_scorer(lambda: model, micro_batch_tokens)
                 return _foreign_model_scorer(model, folder, template, micro_batch_tokens)
             case FunctionReward():
@@ -142,7 +142,7 @@ def _check_model(config: ModelReward, folders: Mapping[str, Path], tokenizer: Pr
     require(folders, config.input_name)
     folder = folders[config.input_name]
     kind = require_kind(folder, "reward_model", ADAPTER)
-    if kind == ADAPTER and not _reads_same_tokens(load_tokenizer(folder), tokenizer):
+    if kind == ADAPTER and not reads_same_tokens(load_tokenizer(folder), tokenizer):
         raise InputError(
             f"{folder}: the LoRA reward model has another tokenizer than the policy, so it is not of the policy's "
             "base. Train it from the policy's model, or merge it into its own base."
@@ -151,7 +151,7 @@ def _check_model(config: ModelReward, folders: Mapping[str, Path], tokenizer: Pr
 
 def _check_template(folder: Path, tokenizer: PreTrainedTokenizerBase, prompts_are_plain: bool) -> None:
     own = load_tokenizer(folder)
-    if not prompts_are_plain and own.chat_template is None and not _reads_same_tokens(own, tokenizer):
+    if not prompts_are_plain and own.chat_template is None and not reads_same_tokens(own, tokenizer):
         raise InputError(
             f"{folder}: the prompts are conversations, and the reward model's tokenizer, which is not the policy's, "
             "has no chat template to write them in. Give one that has."
@@ -247,10 +247,6 @@ def _label(prompt: Prompt, column: str) -> str:
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _reads_same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
-    return first.get_vocab() == second.get_vocab()
 
 
 def _tensor(numbers: Sequence[float], answers: Answers) -> Tensor:

@@ -68,7 +68,12 @@ def test_a_pipeline_without_any_score_is_refused() -> None:
     with pytest.raises(ValidationError, match="asks for the chain's reward model, but neither"):
         pipeline(reward_model=None)
     rule = {"rewards": [{"type": "function", "function": "gsm8k_reward_fn"}]}
-    assert pipeline(reward_model=None, ppo=rule).reward_model is None
+    with pytest.raises(ValidationError, match=r"Nothing would judge the answers .* evaluate\.metrics"):
+        pipeline(reward_model=None, ppo=rule)
+    judged = pipeline(
+        reward_model=None, ppo=rule, evaluate={"metrics": {"gsm8k": "tasks.rewards.rules:gsm8k_reward_fn"}}
+    )
+    assert judged.reward_model is None
 
 
 def test_a_pipeline_without_a_start_is_refused() -> None:

@@ -1,4 +1,5 @@
 import copy
+import shutil
 from typing import Any
 
 import pytest
@@ -192,6 +193,18 @@ def test_starts_of_the_wrong_kind_are_refused(world) -> None:
         value_init="reward_model",
     )
     refused("found a causal language model", {"start_value": world["policy"]}, start_value="x")
+
+
+def test_a_reward_model_of_other_tokens_is_no_start_for_the_value_model(world, tmp_path) -> None:
+    other = shutil.copytree(world["reward_model"], tmp_path / "reward_model")
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["w99"])
+    tokenizer.save_pretrained(other)
+    inputs = {"policy": world["policy"], "reward_model": other}
+    loaded = load_models(ActorCriticConfig(tuning="full"), inputs, CPU, seed=0)
+    assert not loaded.value()(IDS).any()
+    with pytest.raises(InputError, match="another tokenizer than the policy, so the value model cannot start"):
+        load_models(ActorCriticConfig(tuning="full", value_init="reward_model"), inputs, CPU, seed=0)
 
 
 def test_a_model_that_scales_its_logits_is_refused() -> None:

@@ -261,6 +261,11 @@ def stop_after_two(iteration: int, metrics: dict[str, float], run: Run) -> bool:
     return iteration == 2
 
 
+def stop_after_one(iteration: int, metrics: dict[str, float], run: Run) -> bool:
+    return iteration == 1
+
+
+STOP_AFTER_ONE = f"{__name__}:stop_after_one"
 SEEN: list[tuple[int, float, int]] = []
 STOP_AFTER_TWO = f"{__name__}:stop_after_two"
 
@@ -284,6 +289,8 @@ def test_the_best_checkpoint_is_kept_and_is_the_result_on_demand(world, tmp_path
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step-2", "step-5"}
     assert json.loads((tmp_path / "report.json").read_text())["best_iteration"] == 2
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["score_before"], report["score_after"]) == (0.0, 3.0)  # of the saved policy, not of the last
     saved = load_actor_critic(tmp_path).policy
     best, last = (read_tensors(tmp_path / "checkpoints" / name) for name in ("step-2", "step-5"))
     for name, tensor in saved.items():
@@ -337,13 +344,15 @@ def test_metrics_reach_a_tracker(world, tmp_path) -> None:
 
 def test_while_the_value_model_is_pretrained_the_policy_stays(world, tmp_path) -> None:
     config = options(total_episodes=16, value_pretraining_iterations=1)
-    one = trained(world, tmp_path, config)
+    ended = trained(world, tmp_path, config)
     records = read_metrics(tmp_path)
     assert "policy_loss" not in records[1]
     assert records[2]["kl"] == pytest.approx(0.0, abs=1e-5)  # sampled by a policy that has not moved yet
-    assert records[1]["learning_rate"] == 0 or records[2]["learning_rate"] >= 0
-    assert records[2]["policy_loss"] is not None
-    assert one
+    assert "policy_loss" in records[2]
+    pretrained = trained(world, tmp_path / "stopped", config.model_copy(update={"callbacks": [STOP_AFTER_ONE]}))
+    assert not any(tensor.any() for name, tensor in pretrained.items() if name.startswith(POLICY) and "lora_B" in name)
+    assert any(tensor.any() for name, tensor in pretrained.items() if name.startswith(VALUE) and "lora_B" in name)
+    assert differ(pretrained, ended, POLICY)
 
 
 def test_the_updates_of_an_iteration_end_at_target_kl(world, tmp_path) -> None:
@@ -368,6 +377,20 @@ def test_prompt_proportions_choose_the_data_sets(world, tmp_path, monkeypatch) -
     monkeypatch.setattr(training, "batch_of", lambda *a: sources.extend(p.source for p in take(*a)) or take(*a))
     trained(world, tmp_path, options(prompt_proportions={"even": 3, "odd": 1}))
     assert (sources.count("even"), sources.count("odd")) == (12, 4)
+
+
+def test_a_run_of_other_processes_goes_on_and_says_that_bits_will_differ(world, tmp_path, capsys) -> None:
+    config = options(total_episodes=24, checkpoint_every=1, callbacks=[STOP_AFTER_TWO])
+    trained(world, tmp_path, config)
+    state = tmp_path / "checkpoints" / "step-2" / "state.json"
+    content = json.loads(state.read_text())
+    content["progress"] |= {"num_processes": 2, "is_over": False}
+    state.write_text(json.dumps(content))
+    trained(world, tmp_path, config)
+    assert "it was written by 2 processes: rounding will differ" in capsys.readouterr().out
+    tensors = read_tensors(tmp_path / "checkpoints" / "step-3")
+    steps = {tensor.item() for name, tensor in tensors.items() if name.startswith("step.")}
+    assert steps == {12}  # 3 iterations of 4 optimizer steps: the first two are counted
 
 
 def test_sigterm_ends_after_the_iteration_with_a_checkpoint_and_status_143(world, tmp_path, monkeypatch) -> None:
