@@ -44,9 +44,14 @@ def add_lora(
     return _attach(model, configs)
 
 
-def add_lora_to_classifier(classifier: PreTrainedModel, config: LoraConfig, name: str) -> peft.PeftModel:
+def add_lora_to_classifier(
+    classifier: PreTrainedModel, config: LoraConfig, name: str, trainable_layers: int | None = None
+) -> peft.PeftModel:
     """`classifier` with a fresh adapter; exactly the adapter's tensors and the head `score` require gradients."""
-    adapted = _attach(classifier, {name: make_peft_config(config, "SEQ_CLS", modules_to_save=["score"])})
+    peft_config = make_peft_config(config, "SEQ_CLS", modules_to_save=["score"])
+    if trainable_layers is not None:
+        _restrict(peft_config, classifier, trainable_layers)
+    adapted = _attach(classifier, {name: peft_config})
     for key, parameter in adapted.named_parameters():
         parameter.requires_grad_(parameter.requires_grad or f"score.modules_to_save.{name}." in key)
     return adapted

@@ -8,7 +8,7 @@ N response tokens of all rows in a row, V vocabulary, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tasks.data import micro_batches, pad_right
 from tasks.modeling import ScalarModel, backbone
+from tasks.trunk import LowerLayers, UpperLayers
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Episodes:
     ids: Tensor  # [B, T] long
     prompt_lengths: Tensor  # [B] long
     mask: Tensor  # [B, R] bool, True at response tokens
+    states: Tensor | None = None  # [B, T, D] what lower layers make of ids, where UpperLayers shall go on from them
 
     @property
     def lengths(self) -> Tensor:
@@ -34,10 +36,16 @@ class Episodes:
 
     def select(self, indices: Tensor) -> "Episodes":
         """The episodes at `indices` [b], padded only to the longest of them."""
-        ids, prompt_lengths, mask = self.ids[indices], self.prompt_lengths[indices], self.mask[indices]
+        prompt_lengths, mask = self.prompt_lengths[indices], self.mask[indices]
         response_lengths = mask.sum(dim=1)
         longest, longest_response = torch.stack([prompt_lengths + response_lengths, response_lengths]).amax(1).tolist()
-        return Episodes(ids[:, :longest], prompt_lengths, mask[:, :longest_response])
+        states = None if self.states is None else self.states[indices, :longest]
+        return Episodes(self.ids[indices, :longest], prompt_lengths, mask[:, :longest_response], states)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Episodes":
+        """Episodes of what `change` makes of each tensor."""
+        states = None if self.states is None else change(self.states)
+        return Episodes(change(self.ids), change(self.prompt_lengths), change(self.mask), states)
 
     def split(self, token_budget: int) -> list[Tensor]:
         """Indices [b] of micro-batches: rows of like length, padded size within the budget, longest first."""
@@ -55,10 +63,14 @@ class Episodes:
         return self.ids[row, position + 1]
 
 
-def join(prompts: Sequence[Sequence[int]], response_ids: Tensor, mask: Tensor) -> Episodes:
-    """Episodes of the prompts and their responses: response_ids [B, R] where mask [B, R] is True."""
+def join(prompts: Sequence[Sequence[int]], response_ids: Tensor, mask: Tensor, longest_prompt: int = 0) -> Episodes:
+    """Episodes of the prompts and their responses: response_ids [B, R] where mask [B, R] is True.
+
+    Rows are as long as the longest prompt, or `longest_prompt` tokens, and R together.
+    """
     prompt_ids, _ = pad_right(prompts, 0)
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=mask.device)
+    prompt_ids = pad(prompt_ids, (0, max(0, longest_prompt - prompt_ids.shape[1])))
     ids = pad(prompt_ids.to(mask.device), (0, mask.shape[1]))
     row, offset = mask.nonzero(as_tuple=True)
     ids[row, prompt_lengths[row] + offset] = response_ids[row, offset]
@@ -71,7 +83,10 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor
 
 
 def predicting_states(transformer: nn.Module, episodes: Episodes) -> Tensor:
-    """The last hidden states [N, D] at the tokens before the response tokens, differentiable."""
+    """The last hidden states [N, D] at the tokens before the response tokens, differentiable.
+
+    `transformer` is a whole one, or UpperLayers of episodes that hold their states.
+    """
     return _states(transformer, episodes)[episodes.predicting()]
 
 
@@ -93,12 +108,28 @@ def scores_of(model: ScalarModel, episodes: Episodes) -> Tensor:
 
 
 @torch.no_grad()
+def with_states(lower: LowerLayers, episodes: Episodes, token_budget: int) -> Episodes:
+    """The episodes with what the lower layers make of them, computed in micro-batches; 0 at padding."""
+    groups = episodes.split(token_budget)
+    parts = [lower(episodes.select(indices).ids) for indices in groups]
+    states = parts[0].new_zeros(*episodes.ids.shape, parts[0].shape[-1])
+    for indices, part in zip(groups, parts, strict=True):
+        states[indices, : part.shape[1]] = part
+    return replace(episodes, states=states)
+
+
+@torch.no_grad()
 def measure_tokens(measure: Callable[[Episodes], Tensor], episodes: Episodes, token_budget: int) -> Tensor:
-    """What `measure` gives for each response token of the micro-batches, [B, R] float32; 0 at padding."""
-    result = torch.zeros(episodes.mask.shape, device=episodes.ids.device)
-    for indices in episodes.split(token_budget):
+    """What `measure` gives for each response token of the micro-batches, [B, R] float32; 0 at padding.
+
+    Where it gives K numbers for each of N tokens, as [K, N], these are [K, B, R].
+    """
+    groups = episodes.split(token_budget)
+    parts = [measure(episodes.select(indices)) for indices in groups]
+    result = torch.zeros(*parts[0].shape[:-1], *episodes.mask.shape, device=episodes.ids.device)
+    for indices, part in zip(groups, parts, strict=True):
         row, offset = episodes.mask[indices].nonzero(as_tuple=True)
-        result[indices[row], offset] = measure(episodes.select(indices))
+        result[..., indices[row], offset] = part.float()
     return result
 
 
@@ -112,4 +143,6 @@ def measure_rows(measure: Callable[[Episodes], Tensor], episodes: Episodes, toke
 
 
 def _states(transformer: nn.Module, episodes: Episodes) -> Tensor:
+    if isinstance(transformer, UpperLayers):
+        return transformer(episodes.states)
     return transformer(input_ids=episodes.ids, use_cache=False).last_hidden_state

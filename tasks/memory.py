@@ -101,6 +101,12 @@ class TunedModel:
         total = num_tokens * kept + max(num_predicted * logits, num_tokens * passing)
         return int(total * (HEAP_GROWTH[self._sort] if device.type == "cpu" else 1))
 
+    def state_bytes(self, num_tokens: int) -> int:
+        """Of the states of the frozen lower layers at `num_tokens`, kept from rollout to update (tasks/trunk.py)."""
+        if self.trainable_layers is None or self.trainable_layers >= _num_layers(self._config):
+            return 0
+        return num_tokens * _hidden(self._config) * int(BITS[self.dtype]) // 8
+
     def cache_bytes(self, num_tokens: int, num_prompt_tokens: int) -> int:
         """Of the keys and values of `num_tokens` while they grow, and the prompts' way through a layer."""
         keys_and_values = num_cached(self._config, num_tokens) * int(BITS[self.dtype]) // 8

@@ -16,7 +16,8 @@ class ActorCriticConfig(Config):
     tuning: Literal["full", "freeze", "lora", "qlora"] = "lora"
     """full: every weight; freeze: the last trainable_layers; lora: adapters; qlora: on 4-bit weights."""
     trainable_layers: int | None = Field(None, ge=1)
-    """With freeze the layers that are trained, with LoRA those that get adapters: the last so many; None = all."""
+    """With freeze the layers that are trained, with LoRA those that get adapters: the last so many; None = all.
+    What the layers below make of a rollout is computed once, for all models and epochs."""
     lora: LoraConfig = LoraConfig()
     """The adapters of policy and value model; used with lora and qlora."""
     value_model: Literal["adapter", "head", "separate"] | None = None

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.actor_critic.config import ActorCriticConfig
 from tasks.actor_critic.folder import load_actor_critic
 from tasks.actor_critic.models import POLICY, REFERENCE, REWARD, VALUE, Models
+from tasks.actor_critic.trunks import cut
 from tasks.adapters import adapter_parameters, add_lora, attach_adapter, load_adapter, lora_layers
 from tasks.errors import InputError
 from tasks.model_files import CONFIG, kind_of, read_json, require_kind
@@ -47,7 +49,7 @@ def load_models(config: ActorCriticConfig, inputs: Inputs, device: torch.device,
         for transformer in {backbone(models.language_model), models.value_model.backbone}:
             enable_gradient_checkpointing(transformer)
     _check_trainable(models)
-    return models
+    return replace(models, trunks=cut(models.roles(), POLICY, is_wanted=config.trainable_layers is not None))
 
 
 def check_models(config: ActorCriticConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> None:

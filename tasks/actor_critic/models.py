@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.actor_critic.folder import save_actor_critic
+from tasks.actor_critic.trunks import Role, Trunks
 from tasks.adapters import adapter_state, use_adapter
+from tasks.episodes import Episodes, with_states
 from tasks.modeling import ScalarModel, backbone
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
@@ -40,6 +42,7 @@ class Models:
     trainable: Mapping[str, Mapping[str, nn.Parameter]]  # of the policy and of the value model, by name
     averages: Mapping[str, Tensor]  # float32, of the policy's parameters, by name; empty where the reference stays
     averaged: Mapping[str, nn.Parameter]  # the reference's parameters that take them over
+    trunks: Trunks | None = None  # what reads a rollout in each role; None: not yet known
 
     def policy(self) -> PreTrainedModel:
         """The language model that is trained."""
@@ -57,14 +60,38 @@ class Models:
         return self.value_model
 
     def reward(self) -> ScalarModel:
-        """The reward adapter on the policy's base; frozen."""
+        """The reward adapter on the policy's base, as it reads episodes of `with_states`; frozen."""
         assert self.reward_model is not None
-        use_adapter(self.layers, REWARD)
-        return self.reward_model
+        return ScalarModel(self.trunk(REWARD), self.reward_model.head)
 
-    def trunk(self, part: str) -> nn.Module:
-        """The transformer of the policy or of the value model, without its head."""
-        return backbone(self.policy()) if part == POLICY else self.value().backbone
+    def trunk(self, role: str) -> nn.Module:
+        """What makes last hidden states of a rollout's episodes in this role: a transformer or its UpperLayers."""
+        assert self.trunks is not None
+        use_adapter(self.layers, self.roles()[role].adapter)
+        return self.trunks.by_role[role]
+
+    def with_states(self, episodes: Episodes, token_budget: int) -> Episodes:
+        """The episodes as `trunk` reads them: with the states of the lower layers, where these are the same for all."""
+        assert self.trunks is not None
+        use_adapter(self.layers, None)
+        return episodes if self.trunks.lower is None else with_states(self.trunks.lower, episodes, token_budget)
+
+    def groups(self, roles: Sequence[str]) -> list[list[str]]:
+        """The roles, those together that one forward serves."""
+        if not self.value_is_on_trunk:
+            return [[role] for role in roles]
+        shared = [role for role in roles if role in (POLICY, VALUE)]
+        return [shared, *([role] for role in roles if role not in shared)]
+
+    def roles(self) -> dict[str, Role]:
+        """The transformer and the adapter of policy, value model, reference and, if there is one, reward adapter."""
+        value_adapter = POLICY if self.value_is_on_trunk else VALUE
+        roles = {
+            POLICY: Role(backbone(self.language_model), POLICY),
+            VALUE: Role(self.value_model.backbone, value_adapter),
+            REFERENCE: Role(backbone(self.reference_model), self.reference_adapter),
+        }
+        return roles if self.reward_model is None else roles | {REWARD: Role(self.reward_model.backbone, REWARD)}
 
     @torch.no_grad()
     def move_reference(self, decay: float) -> None:

@@ -17,9 +17,10 @@ def check_memory(config: PPOConfig, inputs: Mapping[str, Path], longest: int, pr
     policy = policy_of(config, inputs)
     num_tokens = min(max(config.micro_batch_tokens, longest), config.batch_size * longest)
     response_length, num_rows = config.sampling.response_length, min(config.rollout_batch_size, config.batch_size)
+    activations = policy.activation_bytes(num_tokens, num_tokens * response_length // longest, processes.device)
     plan = memory_plan(
         footprints(config, inputs, config.rewards),
-        policy.activation_bytes(num_tokens, num_tokens * response_length // longest, processes.device),
+        activations + policy.state_bytes(config.batch_size * longest),
         policy.cache_bytes(num_rows * longest, num_rows * (longest - response_length)),
     )
     remedies = {

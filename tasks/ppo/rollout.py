@@ -6,13 +6,14 @@ Shapes: B episodes of all processes, R = sampling.response_length, N response to
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.actor_critic.models import Models
+from tasks.actor_critic.models import POLICY, REFERENCE, VALUE, Models
 from tasks.config import SamplingConfig
 from tasks.data import decode_response
-from tasks.episodes import Episodes, join, logprobs_of, measure_tokens, values_of
+from tasks.episodes import Episodes, join, measure_tokens, predicting_states, token_logprobs
 from tasks.generation import generate, uniform_numbers
 from tasks.language_data import LanguageData
 from tasks.ppo.config import PPOConfig
@@ -79,26 +80,29 @@ def roll_out(run: Run, prompts: Sequence[Prompt], *key: int | str) -> Rollout:
             pad_token_id=run.tokenizer.pad_token_id,
             rows_at_once=config.rollout_batch_size,
         )
-    episodes = join([prompt.ids for prompt in my_prompts], responses.ids, responses.mask)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    episodes = join([prompt.ids for prompt in my_prompts], responses.ids, responses.mask, longest)
+    with run.clock("measure"):
+        episodes = run.models.with_states(episodes, config.micro_batch_tokens)
+        measured = _measure(run, episodes)
     with run.clock("score"):
         answers = Answers(my_prompts, episodes, decode_responses(run, responses.ids, responses.mask))
         scores = {reward.name: reward.scorer(answers) for reward in run.rewards}
-    with run.clock("measure"):
-        measured = _measure(run, episodes)
 
     def gather(rows: Tensor) -> Tensor:
         return processes.gather(rows, len(prompts))
 
-    ids, mask = gather(responses.ids), gather(responses.mask)
     scores = {name: gather(rows) for name, rows in scores.items()}
     return Rollout(
-        episodes=join([prompt.ids for prompt in prompts], ids, mask),
-        response_ids=ids,
+        episodes=episodes.each(gather),
+        response_ids=gather(responses.ids),
         ended=gather(responses.ended),
         scores=combine(scores, run.rewards),
         scores_by_reward=scores,
         generation_logprobs=gather(responses.logprobs),
-        **{name: gather(rows) for name, rows in measured.items()},
+        old_logprobs=gather(measured[POLICY]),
+        ref_logprobs=gather(measured[REFERENCE]),
+        values=gather(measured[VALUE]),
     )
 
 
@@ -111,16 +115,33 @@ def decode_responses(run: Run, ids: Tensor, mask: Tensor) -> list[str]:
 
 
 def _measure(run: Run, episodes: Episodes) -> dict[str, Tensor]:
-    """Logprobs under policy and reference, and values, each [b, R], of this process's episodes."""
-    models, temperature = run.models, run.config.sampling.temperature
+    """Logprobs of policy and reference, and values, each [b, R], of this process's episodes."""
+    models, measured = run.models, dict[str, Tensor]()
+    heads = {
+        POLICY: _logprobs_by(models.language_model, run.config.sampling.temperature),
+        VALUE: lambda states, _: models.value_model.head(states),
+        REFERENCE: _logprobs_by(models.reference_model, run.config.sampling.temperature),
+    }
+    for group in models.groups(list(heads)):
+        read = _reader(models.trunk(group[0]), [heads[role] for role in group])
+        measured |= dict(zip(group, measure_tokens(read, episodes, run.config.micro_batch_tokens), strict=True))
+    return measured
 
-    def measure(of: Callable[[Episodes], Tensor]) -> Tensor:
-        return measure_tokens(of, episodes, run.config.micro_batch_tokens)
 
-    def logprobs(model: PreTrainedModel) -> Tensor:
-        return measure(lambda part: logprobs_of(model, part, temperature))
+Head = Callable[[Tensor, Tensor], Tensor]
+"""A number [N] for each token [N] from the state [N, D] before it."""
 
-    value = models.value()
-    values = measure(lambda part: values_of(value, part))
-    old_logprobs = logprobs(models.policy())
-    return {"old_logprobs": old_logprobs, "ref_logprobs": logprobs(models.reference()), "values": values}
+
+def _reader(trunk: nn.Module, heads: Sequence[Head]) -> Callable[[Episodes], Tensor]:
+    """What gives the numbers of all heads, [heads, N], in one forward."""
+
+    def read(episodes: Episodes) -> Tensor:
+        states, tokens = predicting_states(trunk, episodes), episodes.response_tokens()
+        return torch.stack([head(states, tokens) for head in heads])
+
+    return read
+
+
+def _logprobs_by(model: PreTrainedModel, temperature: float) -> Head:
+    head = model.get_output_embeddings()
+    return lambda states, tokens: token_logprobs(head(states), tokens, temperature)

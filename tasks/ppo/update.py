@@ -84,7 +84,7 @@ def _accumulate(run: Run, rollout: Rollout, targets: Targets, mini_batch: Tensor
     rows = mini_batch[run.processes.share(len(mini_batch))]
     micro_batches = [rows[indices] for indices in rollout.episodes.select(rows).split(run.config.micro_batch_tokens)]
     sums: Sums = {}
-    for group in [parts] if run.models.value_is_on_trunk else [[part] for part in parts]:
+    for group in run.models.groups(parts):
         trunk = run.models.trunk(group[0])
         for part in micro_batches:
             tokens = _tokens_of(rollout, targets, part)

@@ -1,6 +1,8 @@
 """Options of reward-model training."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from tasks.trainer_config import TrainerConfig
 
@@ -8,6 +10,9 @@ from tasks.trainer_config import TrainerConfig
 class RewardModelConfig(TrainerConfig):
     """A model of pairwise preferences (Bradley and Terry; Ouyang et al. 2022, arXiv:2203.02155, equation 1)."""
 
+    trainable_layers: int | None = Field(None, ge=1)
+    """With LoRA the layers that get adapters: the last so many; None = all. Up to ppo.trainable_layers it shares the
+    states of the layers below with the policy."""
     num_demonstrations: int = Field(512, ge=0)
     """SFT records whose mean score becomes 0 (Ouyang et al. 2022, section 3.4); 0 = not centred."""
     center_rewards_coefficient: float = Field(0.0, ge=0)
@@ -15,3 +20,11 @@ class RewardModelConfig(TrainerConfig):
     token_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the tokens that are blanked in training, EOS excepted, so that no single word decides (word dropout;
     Iyyer et al. 2015): against overfitting on few pairs."""
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        if self.trainable_layers is not None and self.lora is None:
+            raise ValueError(
+                "trainable_layers says where LoRA adapters stand, but lora is not set. Set lora, or leave it out."
+            )
+        return self

@@ -146,8 +146,9 @@ def make_trainer(
     add_dropout(classifier, config.dropout)
     blank_tokens(classifier, config.token_dropout, tokenizer.eos_token_id)
     pad_token_id = padding_for_pooling(tokenizer)
+    adapted = config.lora and add_lora_to_classifier(classifier, config.lora, ADAPTER, config.trainable_layers)
     trainer = PairTrainer(
-        model=add_lora_to_classifier(classifier, config.lora, ADAPTER) if config.lora else classifier,
+        model=adapted or classifier,
         args=RewardConfig(
             center_rewards_coefficient=config.center_rewards_coefficient or None, **training_options(config, output)
         ),

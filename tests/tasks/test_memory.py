@@ -133,6 +133,14 @@ def test_a_prompt_on_its_way_counts_beside_the_cache(tmp_path) -> None:
     assert model.cache_bytes(60, 50) - model.cache_bytes(60, 0) == model.activation_bytes(50, 0, GPU) // 2
 
 
+def test_states_of_frozen_lower_layers_are_counted(tmp_path) -> None:
+    write_policy(tmp_path)  # two layers, 32 numbers wide
+    numbers = {
+        layers: TunedModel(tmp_path, "bfloat16", "lora", LORA, layers).state_bytes(10) for layers in (None, 1, 2)
+    }
+    assert numbers == {None: 0, 1: 10 * 32 * 2, 2: 0}
+
+
 def test_a_cpu_needs_more_for_the_same_activations(tmp_path) -> None:
     write_policy(tmp_path)
     for dtype, growth in (("float32", 3.0), ("bfloat16", 1.7)):

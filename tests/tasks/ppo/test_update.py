@@ -34,10 +34,18 @@ OPTIONS: dict[str, Any] = {
     "missing_eos_penalty": 1.0,
     "gamma": 0.9,
 }
+FORMS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "full": {"tuning": "full"},
+    "lora-last": {"trainable_layers": 1},
+    "lora-last-head": {"trainable_layers": 1, "value_model": "head"},
+    "freeze": {"tuning": "freeze", "trainable_layers": 1, "value_init": "base"},
+    "freeze-head": {"tuning": "freeze", "trainable_layers": 1, "value_model": "head"},
+}
 
 
-def rolled_out(world, tuning: str, **options: Any) -> tuple[Run, Rollout]:
-    config = PPOConfig.model_validate(OPTIONS | {"tuning": tuning} | options)
+def rolled_out(world, form: str, **options: Any) -> tuple[Run, Rollout]:
+    config = PPOConfig.model_validate(OPTIONS | FORMS[form] | options)
     run, prompts = set_up(config, {name: world[name] for name in ("data", "policy", "reward_model")}, Path("unused"))
     run = replace(run, stop_ids=[1, 5, 9, 12])  # responses of many lengths
     with torch.no_grad():  # a policy that has left its reference
@@ -60,9 +68,9 @@ def naive_logprobs(model: torch.nn.Module, prompt_length: int, ids: Tensor) -> T
     return logprobs.gather(1, ids[0, 1:, None])[prompt_length - 1 :, 0]
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_rollout_holds_what_single_forwards_say(world, tuning) -> None:
-    run, rollout = rolled_out(world, tuning)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_rollout_holds_what_single_forwards_say(world, form) -> None:
+    run, rollout = rolled_out(world, form)
     reward_model = load_reward_model(world["reward_model"])
     assert len({length for _, length, _ in rows(rollout)}) > 2
     for row, (prompt_length, length, ids) in enumerate(rows(rollout)):
@@ -97,9 +105,10 @@ def test_targets_are_those_of_the_definitions(world) -> None:
     assert_close(targets.advantages[mask], (raw - raw.mean()) / raw.std(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_the_gradient_is_that_of_the_mean_over_the_tokens_of_the_mini_batch(world, monkeypatch, tuning) -> None:
-    run, rollout = rolled_out(world, tuning)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gradient_is_that_of_the_mean_over_the_tokens_of_the_mini_batch(world, monkeypatch, form) -> None:
+    run, rollout = rolled_out(world, form)
+    torch.nn.init.normal_(run.models.value_model.head.weight, generator=torch.Generator().manual_seed(0))
     optimizer = make_optimizer(run)
     targets = targets_of(rollout, run.config, run.config.kl_coef, Moments())
     # An old policy and an old value model further away, so that the clips are at work.
@@ -115,7 +124,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_tokens_of_the_mini_batch(worl
     naive_loss(run, shifted, targets, "value").backward()
     assert_close(seen[0], optimizer.gradient, rtol=1e-3, atol=1e-5)
     assert 0.1 < metrics["clip_fraction"] < 0.9
-    assert 0.1 < metrics["value_clip_fraction"] < 0.9
+    assert 0.03 < metrics["value_clip_fraction"] < 0.9
 
 
 def naive_loss(run: Run, rollout: Rollout, targets: Targets, part: str) -> Tensor:
@@ -192,10 +201,10 @@ def test_the_entropy_bonus_adds_its_gradient(world) -> None:
     assert_close(added, naive_gradient(run, 0.2 * negated), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_the_ptx_loss_is_mixed_in_with_its_weight(world, tuning) -> None:
-    run, rollout = rolled_out(world, tuning, ptx_coef=0.25, ptx_batch_size=6)
-    plain, _ = rolled_out(world, tuning)
+@pytest.mark.parametrize("form", ["lora", "full", "lora-last"])
+def test_the_ptx_loss_is_mixed_in_with_its_weight(world, form) -> None:
+    run, rollout = rolled_out(world, form, ptx_coef=0.25, ptx_batch_size=6)
+    plain, _ = rolled_out(world, form)
     targets = targets_of(rollout, run.config, 0.3, Moments())
     mixed, without = gradient_of(run, rollout, targets), gradient_of(plain, rollout, targets)
     num_policy = make_optimizer(run).parts[0].numel()
@@ -215,6 +224,20 @@ def test_a_head_on_the_trunk_gets_both_gradients_from_one_forward(world) -> None
     hook.remove()
     assert_close(found, naive_gradient(run, loss), rtol=1e-3, atol=1e-5)
     assert len(forwards) == len(rollout.episodes.split(run.config.micro_batch_tokens))
+
+
+@pytest.mark.parametrize("form", ["lora-last", "lora-last-head", "freeze", "freeze-head"])
+def test_frozen_lower_layers_run_once_a_rollout(world, form) -> None:
+    run, rollout = rolled_out(world, form)
+    embeddings = run.models.language_model.get_input_embeddings()
+    forwards: list[int] = []
+    hook = embeddings.register_forward_hook(lambda *_: forwards.append(1))
+    episodes = run.models.with_states(rollout.episodes, run.config.micro_batch_tokens)
+    assert_close(episodes.states, rollout.episodes.states)
+    assert len(forwards) == len(rollout.episodes.split(run.config.micro_batch_tokens))
+    gradient_of(run, rollout, targets_of(rollout, run.config, 0.3, Moments()))
+    assert len(forwards) == len(rollout.episodes.split(run.config.micro_batch_tokens))
+    hook.remove()
 
 
 class Rank:

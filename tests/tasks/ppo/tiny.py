@@ -65,10 +65,10 @@ def write_reward_model(folder: Path) -> Path:
     return folder
 
 
-def write_reward_adapter(folder: Path) -> Path:
+def write_reward_adapter(folder: Path, trainable_layers: int | None = None) -> Path:
     """An adapter of the policy's model whose matrices are both not zero, as after training."""
     torch.manual_seed(2)
-    adapted = add_lora(make_model(), LoraConfig(r=4), ["reward"])
+    adapted = add_lora(make_model(), LoraConfig(r=4), ["reward"], trainable_layers)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tasks.adapters import load_adapter
 from tasks.errors import InputError
@@ -82,6 +83,19 @@ def test_lora_training_changes_every_adapter_tensor_and_the_head_and_nothing_els
     expected = {name for name in before if "lora_" in name or "modules_to_save" in name}
     assert changed == expected
     assert len(changed) == 2 * 7 * 2 + 1
+
+
+@pytest.mark.slow
+def test_trainable_layers_restrict_the_adapter_to_the_last_ones(tmp_path):
+    base, output, report = run(tmp_path, lora={"r": 4}, trainable_layers=1)
+    names = load_file(output / "adapter_model.safetensors")
+    assert {name.partition("layers.")[2][0] for name in names} == {"1"}
+    check_scores(load_reward_model(output, base), report)
+
+
+def test_trainable_layers_need_adapters():
+    with pytest.raises(ValueError, match="Set lora, or leave it out"):
+        RewardModelConfig(trainable_layers=1)
 
 
 @pytest.mark.slow
