@@ -56,6 +56,12 @@ def require_kind(folder: Path, *kinds: str) -> str:
     return kind
 
 
+def context_length(folder: Path) -> int | None:
+    """The most tokens that the model in `folder` can attend to, prompt and response together; None: no limit."""
+    config = read_json(folder / CONFIG)
+    return config.get("max_position_embeddings") or config.get("n_positions")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the JSON file `path`; raises InputError if it is not there or not JSON."""
     try:

@@ -36,6 +36,17 @@ class Prompt:
         return prompt_text(self.prompt)
 
 
+def longest_prompt(context: int | None, response_length: int, max_prompt_length: int | None) -> int | None:
+    """The most tokens that a prompt may have, where a response follows it in the model's context; None: no limit."""
+    if context is not None and response_length >= context:
+        raise InputError(
+            f"sampling.response_length {response_length} leaves no room for a prompt in the model's context of "
+            f"{context} tokens. Lower it."
+        )
+    limits = [max_prompt_length, None if context is None else context - response_length]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def read_prompts(
     data: Path,
     split: str,

@@ -10,14 +10,14 @@ from tasks.actor_critic.loading import check_models, load_models
 from tasks.callables import load_callable
 from tasks.errors import InputError
 from tasks.language_data import read_language_data
-from tasks.model_files import CONFIG, read_json, require_kind
+from tasks.model_files import context_length, require_kind
 from tasks.modeling import load_tokenizer, stop_token_ids
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.memory import check_memory
 from tasks.ppo.rollout import Run
 from tasks.processes import Processes
 from tasks.program import require
-from tasks.prompts import Prompt, check_proportions, read_prompts
+from tasks.prompts import Prompt, check_proportions, longest_prompt, read_prompts
 from tasks.rewards.sources import check_prompts, check_rewards, load_rewards
 from tasks.templates import with_stops
 from tasks.trackers import check_trackers
@@ -90,12 +90,6 @@ def check_batch(config: PPOConfig, num_processes: int) -> None:
         )
 
 
-def context_length(policy: Path) -> int | None:
-    """The most tokens that the model in `policy` can attend to, prompt and response together; None: no limit."""
-    config = read_json(policy / CONFIG)
-    return config.get("max_position_embeddings") or config.get("n_positions")
-
-
 def _check_inputs(config: PPOConfig, inputs: Mapping[str, Path]) -> PreTrainedTokenizerBase:
     """The policy's tokenizer, after each folder was found to be of the kind that it is needed for."""
     require(inputs, "data", "policy", *config.sources())
@@ -113,14 +107,7 @@ def _check_inputs(config: PPOConfig, inputs: Mapping[str, Path]) -> PreTrainedTo
 
 
 def _read_prompts(config: PPOConfig, data: Path, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Prompts:
-    length = config.sampling.response_length
-    if context is not None and length >= context:
-        raise InputError(
-            f"sampling.response_length {length} leaves no room for a prompt in the model's context of {context} "
-            "tokens. Lower it."
-        )
-    limits = [config.max_prompt_length, None if context is None else context - length]
-    longest = min((limit for limit in limits if limit is not None), default=None)
+    longest = longest_prompt(context, config.sampling.response_length, config.max_prompt_length)
     train, held_out = (
         read_prompts(data, split, tokenizer, longest, config.conversation_template) for split in ("train", "test")
     )

@@ -162,14 +162,13 @@ def write_report(progress: Progress, config: PPOConfig, output: Path, result: in
     records = read_metrics(output)
     evaluations = {record["step"]: record for record in records if "eval_score" in record}
     before, after = evaluations[0], evaluations[result]
-    report = {
-        "score_before": before["eval_score"],
-        "score_after": after["eval_score"],
+    report: dict[str, object] = {
+        f"{name}_{when}": evaluation[f"eval_{name}"]
+        for name in ("score", "response_length", "ended")
+        for when, evaluation in (("before", before), ("after", after))
+    }
+    report |= {
         "kl": after["eval_kl"],
-        "response_length_before": before["eval_response_length"],
-        "response_length_after": after["eval_response_length"],
-        "ended_before": before["eval_ended"],
-        "ended_after": after["eval_ended"],
         "best_iteration": progress.best_iteration,
         "num_iterations": progress.iteration,
         "num_episodes": progress.iteration * config.batch_size,

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import InputError
+from tasks.model_files import context_length
 from tasks.ppo import memory
 from tasks.ppo.config import PPOConfig
-from tasks.ppo.setup import check_batch, context_length, load_callbacks, set_up
+from tasks.ppo.setup import check_batch, load_callbacks, set_up
 from tests.tasks.ppo.tiny import make_tokenizer
 
 
