@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config import SamplingConfig
 from tasks.data import pad_left
 from tasks.episodes import join, logprobs_of, measure_tokens, token_logprobs
+from tasks.kv_cache import reserved_cache
 from tasks.stop_strings import StopStrings
 
 SHRINK_EVERY = 8  # tokens between looks at which responses have ended: each look waits for the device
@@ -192,7 +193,7 @@ def _decode(
     positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
     live = torch.arange(len(prompts), device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    cache = DynamicCache()
+    cache = reserved_cache(attention.shape[1])
     for step in range(sampling.response_length):
         end = prompt_mask.shape[1] + step
         logits = model(

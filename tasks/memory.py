@@ -19,7 +19,6 @@ BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
 FOUR_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # QLoRA: blocks of 64 share an 8-bit scale, 256 of these a float32
 GRADIENT_AND_MOMENTS = 12  # bytes of a trained number: its gradient and Adam's two moments, float32
 MASTER_COPY = 4  # bytes of a trained number that is narrower than float32: its float32 copy
-CACHE_COPIES = 2  # each new token copies a layer's keys and values
 LOGIT_COPIES = 3  # float32 logits, their log-softmax and gradient
 # By what is trained and the bits of the base's weights: what an ordinary layer keeps of a token for its backward, in
 # bytes for each hidden and for each intermediate number, counted on Llama with saved_tensors_hooks.
@@ -108,9 +107,9 @@ class TunedModel:
         return num_tokens * _hidden(self._config) * int(BITS[self.dtype]) // 8
 
     def cache_bytes(self, num_tokens: int, num_prompt_tokens: int) -> int:
-        """Of the keys and values of `num_tokens` while they grow, and the prompts' way through a layer."""
+        """Of the keys and values of `num_tokens`, and the prompts' way through a layer."""
         keys_and_values = num_cached(self._config, num_tokens) * int(BITS[self.dtype]) // 8
-        return CACHE_COPIES * keys_and_values + num_prompt_tokens * self._layer_bytes
+        return keys_and_values + num_prompt_tokens * self._layer_bytes
 
     @property
     def _layer_bytes(self) -> int:

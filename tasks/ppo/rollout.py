@@ -35,6 +35,7 @@ class Run:
     models: Models
     rewards: Sequence[Reward]
     ptx: LanguageData | None
+    token_budget: int  # most tokens of one forward and backward
     clock: Clock
 
 
@@ -83,7 +84,7 @@ def roll_out(run: Run, prompts: Sequence[Prompt], *key: int | str) -> Rollout:
     longest = max(len(prompt.ids) for prompt in prompts)
     episodes = join([prompt.ids for prompt in my_prompts], responses.ids, responses.mask, longest)
     with run.clock("measure"):
-        episodes = run.models.with_states(episodes, config.micro_batch_tokens)
+        episodes = run.models.with_states(episodes, run.token_budget)
         measured = _measure(run, episodes)
     with run.clock("score"):
         answers = Answers(my_prompts, episodes, decode_responses(run, responses.ids, responses.mask))
@@ -124,7 +125,7 @@ def _measure(run: Run, episodes: Episodes) -> dict[str, Tensor]:
     }
     for group in models.groups(list(heads)):
         read = _reader(models.trunk(group[0]), [heads[role] for role in group])
-        measured |= dict(zip(group, measure_tokens(read, episodes, run.config.micro_batch_tokens), strict=True))
+        measured |= dict(zip(group, measure_tokens(read, episodes, run.token_budget), strict=True))
     return measured
 
 

@@ -24,6 +24,7 @@ from tasks.trackers import check_trackers
 from tasks.tracking import Clock
 
 TRACKERS = "trackers"
+TOKEN_BUDGETS = {"cuda": 8192, "cpu": 1024}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
     template = config.conversation_template
     ptx = read_language_data(inputs["data"], tokenizer, context, template) if config.ptx_coef else None
     longest = max(len(prompt.ids) for prompt in [*prompts.train, *prompts.held_out])
-    check_memory(config, inputs, longest + config.sampling.response_length, processes)
+    token_budget = config.micro_batch_tokens or TOKEN_BUDGETS[processes.device.type]
+    check_memory(config, inputs, longest + config.sampling.response_length, token_budget, processes)
     models = load_models(config, inputs, processes.device, config.seed)
     rewards = load_rewards(
         config.rewards,
@@ -54,7 +56,7 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         tokenizer,
         device=processes.device,
         dtype=config.dtype,
-        micro_batch_tokens=config.micro_batch_tokens,
+        micro_batch_tokens=token_budget,
         log_folder=output,
         rank=processes.rank,
         shared_model=None if models.reward_model is None else models.reward,
@@ -70,6 +72,7 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         models=models,
         rewards=rewards,
         ptx=ptx,
+        token_budget=token_budget,
         clock=Clock(),
     )
     return run, prompts

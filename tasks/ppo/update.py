@@ -82,7 +82,7 @@ def _accumulate(run: Run, rollout: Rollout, targets: Targets, mini_batch: Tensor
     """
     num_tokens = rollout.mask[mini_batch].sum()
     rows = mini_batch[run.processes.share(len(mini_batch))]
-    micro_batches = [rows[indices] for indices in rollout.episodes.select(rows).split(run.config.micro_batch_tokens)]
+    micro_batches = [rows[indices] for indices in rollout.episodes.select(rows).split(run.token_budget)]
     sums: Sums = {}
     for group in run.models.groups(parts):
         trunk = run.models.trunk(group[0])
@@ -143,7 +143,7 @@ def _accumulate_ptx(run: Run, step: int) -> Sums:
     num_tokens = episodes.mask.sum()
     mine = torch.tensor(processes.share(config.ptx_batch_size), device=processes.device)
     policy, total = run.models.policy(), torch.zeros((), device=processes.device)
-    for indices in episodes.select(mine).split(config.micro_batch_tokens):
+    for indices in episodes.select(mine).split(run.token_budget):
         loss = -logprobs_of(policy, episodes.select(mine[indices]), temperature=1.0).sum() / num_tokens
         (config.ptx_coef * loss).backward()
         total += loss.detach()

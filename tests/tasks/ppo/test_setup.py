@@ -92,3 +92,10 @@ def test_too_little_memory_is_refused_with_what_to_change(inputs, monkeypatch) -
     refused(inputs, "Each process needs weights .* and 0.00 GiB is free.*Lower micro_batch_tokens", batch_size=64)
     monkeypatch.setattr(memory, "free_bytes", lambda *_: 2**18)
     refused(inputs, "Set tuning lora", tuning="full", micro_batch_tokens=1)
+
+
+def test_micro_batches_are_small_on_a_cpu_unless_the_config_says_otherwise(world) -> None:
+    inputs = {name: world[name] for name in ("data", "policy", "reward_model")}
+    for options, expected in (({}, 1024), ({"micro_batch_tokens": 300}, 300)):
+        run, _ = set_up(PPOConfig(batch_size=4, sampling={"response_length": 4}, **options), inputs, Path("unused"))
+        assert run.token_budget == expected

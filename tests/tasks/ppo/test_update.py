@@ -223,7 +223,7 @@ def test_a_head_on_the_trunk_gets_both_gradients_from_one_forward(world) -> None
     found = gradient_of(run, rollout, targets)
     hook.remove()
     assert_close(found, naive_gradient(run, loss), rtol=1e-3, atol=1e-5)
-    assert len(forwards) == len(rollout.episodes.split(run.config.micro_batch_tokens))
+    assert len(forwards) == len(rollout.episodes.split(run.token_budget))
 
 
 @pytest.mark.parametrize("form", ["lora-last", "lora-last-head", "freeze", "freeze-head"])
@@ -232,11 +232,11 @@ def test_frozen_lower_layers_run_once_a_rollout(world, form) -> None:
     embeddings = run.models.language_model.get_input_embeddings()
     forwards: list[int] = []
     hook = embeddings.register_forward_hook(lambda *_: forwards.append(1))
-    episodes = run.models.with_states(rollout.episodes, run.config.micro_batch_tokens)
+    episodes = run.models.with_states(rollout.episodes, run.token_budget)
     assert_close(episodes.states, rollout.episodes.states)
-    assert len(forwards) == len(rollout.episodes.split(run.config.micro_batch_tokens))
+    assert len(forwards) == len(rollout.episodes.split(run.token_budget))
     gradient_of(run, rollout, targets_of(rollout, run.config, 0.3, Moments()))
-    assert len(forwards) == len(rollout.episodes.split(run.config.micro_batch_tokens))
+    assert len(forwards) == len(rollout.episodes.split(run.token_budget))
     hook.remove()
 
 
@@ -270,13 +270,16 @@ def test_order_padding_micro_batches_and_processes_do_not_change_the_gradient(
     targets = targets_of(rollout, run.config, 0.3, Moments())
     expected = gradient_of(run, rollout, targets)
 
-    config = run.config.model_copy(update={"micro_batch_tokens": micro_batch_tokens, "ratio_threshold": None})
+    config = run.config.model_copy(update={"ratio_threshold": None})
     rows = torch.tensor(order)
     shuffled = permuted(rollout, rows, padding)
     moved = replace(
         targets, advantages=widened(targets.advantages[rows], padding), returns=widened(targets.returns[rows], padding)
     )
-    ranks = [replace(run, config=config, processes=Rank(rank, num_processes)) for rank in range(num_processes)]
+    ranks = [
+        replace(run, config=config, token_budget=micro_batch_tokens, processes=Rank(rank, num_processes))
+        for rank in range(num_processes)
+    ]
     total = sum(gradient_of(rank, shuffled, moved) for rank in ranks)
     assert_close(total, expected, rtol=1e-4, atol=1e-6)
 
