@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from tasks.modeling import backbone
 from tasks.tracking import MetricsLog, plot_curves, read_metrics
 from tasks.trainer_config import TrainerConfig
+from tasks.weight_averaging import WeightAveraging
 
 CHECKPOINTS = "checkpoints"
 CURVES = "curves.png"
@@ -142,14 +143,22 @@ def add_dropout(model: PreTrainedModel, share: float) -> None:
         backbone(model).register_forward_hook(drop_last)
 
 
-def run_training(trainer: Any, output: Path) -> None:
-    """Train to the end, from OUTPUT's last whole checkpoint if there is one; metrics go to OUTPUT/metrics.jsonl."""
+def run_training(trainer: Any, output: Path, average_from: float | None = None) -> None:
+    """Train to the end, from OUTPUT's last whole checkpoint if there is one; metrics go to OUTPUT/metrics.jsonl.
+
+    `average_from` is the share of the steps after which the weights are averaged; None = the last weights stay.
+    """
     checkpoint = last_checkpoint(output)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)
+    step = checkpoint_step(checkpoint) if checkpoint else 0
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(MetricsCallback(output, resume_step=checkpoint_step(checkpoint) if checkpoint else 0))
+    trainer.add_callback(MetricsCallback(output, resume_step=step))
+    if average_from is not None:
+        trainer.add_callback(WeightAveraging(average_from, output / CHECKPOINTS, resume_step=step))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if average_from is not None:
+        trainer.evaluate()
 
 
 def last_checkpoint(output: Path) -> Path | None:

@@ -85,7 +85,7 @@ def main(config: RewardModelConfig, inputs: Mapping[str, Path], output: Path) ->
     )
     demonstrations = read_demonstrations(config, inputs["data"], tokenizer)
     trainer = make_trainer(config, inputs["model"], output, tokenizer, train.dataset, test.dataset)
-    run_training(trainer, output)
+    run_training(trainer, output, config.average_from)
     if trainer.is_world_process_zero():
         _save(config, output, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
         save_curves(output, CURVES)

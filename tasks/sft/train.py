@@ -115,7 +115,7 @@ def main(config: SFTConfig, inputs: Mapping[str, Path], output: Path) -> None:
     train, test = (encode(tokenizer, records[side], config.max_length, template) for side in ("train", "test"))
     trainer = make_trainer(config, output, model, tokenizer, train.dataset, test.dataset)
     ready_s = time.monotonic() - started
-    run_training(trainer, output)
+    run_training(trainer, output, config.average_from)
     if trainer.is_world_process_zero():
         eval_loss = last_logged(trainer, "eval_loss")
         _save(config, output, trainer.accelerator.unwrap_model(trainer.model), tokenizer)

@@ -163,8 +163,10 @@ def test_a_model_from_scratch_gets_a_tokenizer_of_its_corpus(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
-    whole = run(tmp_path, "whole", max_steps=4, save_steps=2)
+@pytest.mark.parametrize("average_from", [None, 0.25])
+def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, average_from):
+    options = {"max_steps": 4, "save_steps": 2, "average_from": average_from}
+    whole = run(tmp_path, "whole", **options)
     steps = []
     original = sft.CompletionTrainer.training_step
 
@@ -176,12 +178,33 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sft.CompletionTrainer, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "resumed", max_steps=4, save_steps=2)
-    resumed = run(tmp_path, "resumed", max_steps=4, save_steps=2)
+        run(tmp_path, "resumed", **options)
+    resumed = run(tmp_path, "resumed", **options)
     assert steps == [0, 1, 2, 3, 2, 3]
     first, second = load_causal_lm(whole).state_dict(), load_causal_lm(resumed).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [record["step"] for record in read_metrics(resumed)] == sorted(r["step"] for r in read_metrics(resumed))
+
+
+def test_the_result_is_the_mean_of_the_weights_of_the_later_steps(tmp_path, monkeypatch):
+    weights = []
+    original = sft.CompletionTrainer.training_step
+
+    def watched(self, model, *args, **kwargs):  # the weights before a step are those after the one before
+        weights.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(sft.CompletionTrainer, "training_step", watched)
+    saved = load_causal_lm(run(tmp_path, "averaged", max_steps=5, average_from=0.4))
+    last = load_causal_lm(run(tmp_path, "last", max_steps=5))
+    after = [*weights[1:5], dict(last.named_parameters())]  # steps 1 to 5, the same in both runs
+    for name, parameter in saved.named_parameters():
+        mean = (after[2][name] + after[3][name] + after[4][name]) / 3
+        torch.testing.assert_close(parameter, mean)
+        assert not torch.equal(parameter, last.get_parameter(name))
+    assert json.loads((tmp_path / "averaged" / "report.json").read_text())["eval_loss"] == pytest.approx(
+        held_out_loss(saved, make_tokenizer()), rel=1e-4
+    )
 
 
 def test_a_half_written_checkpoint_is_not_resumed(tmp_path):
