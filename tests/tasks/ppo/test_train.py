@@ -453,8 +453,10 @@ def launch(world: dict[str, Path], output: Path, num_processes: int, **changes: 
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(world, tmp_path) -> None:
+@pytest.mark.parametrize("trainable_layers", [None, 1])  # with 1 the states of the lower layer are gathered too
+def test_two_processes_give_the_result_of_one(world, tmp_path, trainable_layers) -> None:
     changes = {"learning_rate": 1e-3, "value_learning_rate": 1e-3, "num_eval_prompts": 5}
+    changes |= {"trainable_layers": trainable_layers}
     one, two = (launch(world, tmp_path / str(count), count, **changes) for count in (1, 2))
     assert len(one) == len(two) == 3
     assert [json.loads((tmp_path / name / "report.json").read_text())["num_processes"] for name in "12"] == [1, 2]
