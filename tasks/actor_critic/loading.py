@@ -16,6 +16,7 @@ from tasks.actor_critic.models import POLICY, REFERENCE, REWARD, VALUE, Models
 from tasks.actor_critic.trunks import cut
 from tasks.adapters import adapter_parameters, add_lora, attach_adapter, load_adapter, lora_layers
 from tasks.errors import InputError
+from tasks.merged_lora import merge_in_forward
 from tasks.model_files import CONFIG, kind_of, read_json, require_kind
 from tasks.modeling import (
     ScalarHead,
@@ -45,6 +46,8 @@ def load_models(config: ActorCriticConfig, inputs: Inputs, device: torch.device,
     for module in (models.language_model, models.reference_model, models.value_model, models.reward_model):
         if module is not None:
             module.to(device).eval()
+    for module in (models.language_model, models.value_model):
+        merge_in_forward(lora_layers(module))
     if config.gradient_checkpointing:
         for transformer in {backbone(models.language_model), models.value_model.backbone}:
             enable_gradient_checkpointing(transformer)
