@@ -1,0 +1,86 @@
+"""How soon PPO learns: TRL 1.12.0 and ours in each mode, on the same task from the same SFT and reward model.
+
+    python -m tests.benchmarks.time_to_reward [--seeds 5] [--modes full lora] [--output time-to-reward.json]
+
+Each trainer and mode gets the same tuning: one run for each of three learning rates around the usual one of its kind,
+with a seed of its own; the rate whose last score less kl_coef x KL is highest is taken. Runs that were written before
+are not run again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tests.benchmarks import learning_report
+from tests.benchmarks.learning_task import write_task
+from tests.benchmarks.our_learner import MODES
+from tests.benchmarks.ppo_speed import provenance
+from tests.benchmarks.trl_environment import trl_python
+from tests.benchmarks.variants import Setting, run_to_end
+
+TRL = "TRL 1.12.0"
+KL_COEF = 0.1
+TUNING_SEED = 100
+RATES = {"full": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 2e-3, 4e-3)}  # by what is trained
+
+
+def main() -> None:
+    arguments = _parse()
+    write_task(arguments.work / "task")
+    measured: dict[str, Any] = {"command": _command(), "provenance": provenance(), "kl_coef": KL_COEF, "modes": {}}
+    for mode in (TRL, *arguments.modes):
+        rates = RATES["full" if mode in (TRL, "full") else "lora"]
+        tuning = {rate: course(arguments, mode, rate, TUNING_SEED) for rate in rates}
+        best = max(tuning, key=lambda rate: value(tuning[rate]))
+        courses = [course(arguments, mode, best, seed) for seed in range(arguments.seeds)]
+        tried = {str(rate): value(points) for rate, points in tuning.items()}
+        measured["modes"][mode] = {"tried": tried, "learning_rate": best, "courses": courses}
+        arguments.output.write_text(json.dumps(measured, indent=1) + "\n")
+    learning_report.plot(measured, arguments.output.with_suffix(".png"))
+    print(learning_report.as_markdown(measured, arguments.output.with_suffix(".png").name))
+
+
+def course(arguments: argparse.Namespace, mode: str, rate: float, seed: int) -> list[dict[str, float]]:
+    """The points of one training."""
+    name = "-".join("".join(c if c.isalnum() else " " for c in mode).split())
+    path = arguments.work / f"{name}-{rate:g}-{seed}.json"
+    if not path.is_file():
+        python = trl_python(arguments.trl_environment) if mode == TRL else Path(sys.executable)
+        module = "trl_learner" if mode == TRL else "our_learner"
+        options = {"task": arguments.work / "task", "learning-rate": rate, "seed": seed, "output": path}
+        options |= {} if mode == TRL else {"mode": mode}
+        command = [str(python), "-m", f"tests.benchmarks.{module}"]
+        command += [part for option, given in options.items() for part in (f"--{option}", str(given))]
+        with path.with_suffix(".log").open("w") as log:
+            if status := run_to_end(command, Setting(), log):
+                raise SystemExit(f"{' '.join(command)} ended with {status}; its output is in {log.name}.")
+        last = json.loads(path.read_text())["points"][-1]
+        print(f"{mode}, rate {rate:g}, seed {seed}: " + ", ".join(f"{key} {last[key]:.3g}" for key in last), flush=True)
+    return json.loads(path.read_text())["points"]
+
+
+def value(points: Sequence[Mapping[str, float]]) -> float:
+    """What the tuning goes by: what PPO itself maximises, over the last three points."""
+    return mean(point["score"] - KL_COEF * point["kl"] for point in points[-3:])
+
+
+def _command() -> str:
+    return " ".join(["python -m tests.benchmarks.time_to_reward", *sys.argv[1:]])
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time how soon PPO learns, against TRL's.")
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path(".local/time-to-reward.json"))
+    parser.add_argument("--work", type=Path, default=Path(".local/time-to-reward"))
+    parser.add_argument("--trl-environment", type=Path, default=Path(".local/trl-1.12"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
