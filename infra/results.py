@@ -7,15 +7,13 @@ One row per summary; samples and PPO's curves of the first. What the page shall 
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infra.fetch import local_server
-from tasks.artifacts import import_external, library_versions, read_files, store_at
+from infra.provenance import provenance
+from tasks.artifacts import import_external, read_files, store_at
 from tasks.markdown import escape, table
 
 COLUMNS = {
@@ -52,7 +50,7 @@ def page(title: str, command: str, runs: Sequence[Mapping[str, Any]], picture: s
         [
             f"# {title}",
             f"`{command}`",
-            _provenance(),
+            provenance(),
             table(["run", *COLUMNS], [[str(number), *_row(run)] for number, run in enumerate(runs)]),
             *_other_judges(runs),
             f"## PPO's curves, run 0\n\n![curves]({picture})",
@@ -62,15 +60,6 @@ def page(title: str, command: str, runs: Sequence[Mapping[str, Any]], picture: s
             table(["run", *runs[0]["seconds"], "peak memory"], [_cost(n, run) for n, run in enumerate(runs)]),
             notes,
         ]
-    )
-
-
-def _provenance() -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    libraries = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    return (
-        f"Commit {commit.stdout.strip()}, {platform.machine()} with {os.cpu_count()} cores, no GPU, "
-        f"Python {platform.python_version()}, {libraries}."
     )
 
 

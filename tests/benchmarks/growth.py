@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from infra.provenance import provenance
 from tasks.markdown import table
-from tests.benchmarks.ppo_speed import provenance
 from tests.benchmarks.trl_environment import trl_python
 from tests.benchmarks.variants import ROOT, TRL_DEFAULTS, Setting, Variant, timed, trl, write_inputs
 from tests.benchmarks.workloads import MODES, WORKLOADS, Workload

@@ -10,9 +10,6 @@ it.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -20,11 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import library_versions
+from infra.provenance import provenance
 from tests.benchmarks import speed_report
 from tests.benchmarks.trl_environment import trl_python
 from tests.benchmarks.variants import (
-    ROOT,
     TRL_DEFAULTS,
     Setting,
     Variant,
@@ -99,28 +95,6 @@ def take_turns(
 def settings(arguments: argparse.Namespace) -> Iterable[Setting]:
     """All that were asked for."""
     return [Setting(threads, precision) for precision in arguments.precisions for threads in arguments.threads]
-
-
-def provenance() -> str:
-    """Commit, machine and versions, in a sentence."""
-    changed = " with changes that are not committed" if _git("status", "--porcelain", "tasks") else ""
-    libraries = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    return (
-        f"Commit {_git('rev-parse', '--short', 'HEAD')}{changed}, {_processor()} with {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, {libraries}."
-    )
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _command() -> str:

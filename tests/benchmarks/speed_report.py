@@ -42,6 +42,8 @@ def as_markdown(measured: Mapping[str, Any]) -> str:
         parts += [f"## {title(result)}", table(COLUMNS, rows(result))]
         if result["sweep"]:
             parts.append(f"TRL's settings tried, CPU seconds an iteration: {_sweep(result['sweep'])}.")
+        else:
+            parts.append("TRL's settings were not tried here: its defaults stand for its best.")
     return "\n\n".join(parts)
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from infra.provenance import provenance
 from tests.benchmarks import learning_report
 from tests.benchmarks.learning_task import write_task
 from tests.benchmarks.our_learner import MODES
-from tests.benchmarks.ppo_speed import provenance
 from tests.benchmarks.trl_environment import trl_python
 from tests.benchmarks.variants import Setting, run_to_end
 
