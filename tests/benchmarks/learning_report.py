@@ -14,13 +14,13 @@ COLUMNS = (
     "learning rate",
     "score, least and most of the seeds",
     "KL",
+    "score - kl_coef KL",
     "ended",
     "distinct-2",
     "collapsed seeds",
     "CPU s in all",
     "CPU s to TRL's last score",
-    "TRL's CPU s / this",
-    "episodes to it",
+    "to its last score - kl_coef KL",
 )
 Points = Sequence[Mapping[str, float]]
 
@@ -34,7 +34,7 @@ def as_markdown(measured: Mapping[str, Any], picture: str) -> str:
             "# Time to reward",
             f"`{measured['command']}`",
             measured["provenance"],
-            table(COLUMNS, [_row(name, modes) for name in modes]),
+            table(COLUMNS, [_row(name, modes, measured["kl_coef"]) for name in modes]),
             f"![score over CPU seconds]({picture})",
             f"## The tuning: learning rate and score - {measured['kl_coef']} KL of one run each",
             table(["mode", "", "", ""], tried),
@@ -70,21 +70,19 @@ def mean_course(courses: Sequence[Points], name: str) -> list[float]:
     return [mean(course[step][name] for course in courses) for step in range(len(courses[0]))]
 
 
-def reached(courses: Sequence[Points], score: float, name: str) -> float | None:
-    """Where the mean course first has the score: its CPU seconds or episodes, between two points; None: nowhere."""
-    scores, along = mean_course(courses, "score"), mean_course(courses, name)
-    for step in range(1, len(scores)):
-        if scores[step] >= score:
-            share = (score - scores[step - 1]) / (scores[step] - scores[step - 1])
-            return along[step - 1] + share * (along[step] - along[step - 1])
+def reached(courses: Sequence[Points], target: float, kl_coef: float = 0.0) -> float | None:
+    """CPU seconds after which score - kl_coef KL of the mean course first is `target`, between two points; or None."""
+    scores, kls, seconds = (mean_course(courses, name) for name in ("score", "kl", "cpu_s"))
+    values = [score - kl_coef * kl for score, kl in zip(scores, kls, strict=True)]
+    for step in range(1, len(values)):
+        if values[step] >= target:
+            share = (target - values[step - 1]) / (values[step] - values[step - 1])
+            return seconds[step - 1] + share * (seconds[step] - seconds[step - 1])
     return None
 
 
-def _row(name: str, modes: Mapping[str, Any]) -> list[str]:
+def _row(name: str, modes: Mapping[str, Any], kl_coef: float) -> list[str]:
     courses, last = modes[name]["courses"], [course[-1] for course in modes[name]["courses"]]
-    target = mean_course(modes[BASELINE]["courses"], "score")[-1]
-    theirs = reached(modes[BASELINE]["courses"], target, "cpu_s")
-    ours, episodes = (reached(courses, target, along) for along in ("cpu_s", "episodes"))
     scores = [point["score"] for point in last]
     collapsed = sum(
         point["distinct_2"] < COLLAPSED * course[0]["distinct_2"] for point, course in zip(last, courses, strict=True)
@@ -93,8 +91,21 @@ def _row(name: str, modes: Mapping[str, Any]) -> list[str]:
         name,
         f"{modes[name]['learning_rate']:g}",
         f"{mean(scores):.2f} ({min(scores):.2f} to {max(scores):.2f})",
-        *(f"{mean(point[figure] for point in last):.3g}" for figure in ("kl", "ended", "distinct_2")),
+        f"{mean(point['kl'] for point in last):.2f}",
+        f"{_last(courses, kl_coef):.2f}",
+        *(f"{mean(point[figure] for point in last):.3g}" for figure in ("ended", "distinct_2")),
         f"{collapsed} of {len(courses)}",
         f"{mean(point['cpu_s'] for point in last):.0f}",
-        *(["not reached", "", ""] if ours is None else [f"{ours:.0f}", f"{theirs / ours:.2f}", f"{episodes:.0f}"]),
+        *(_time_to_trls_last(courses, modes[BASELINE]["courses"], coef) for coef in (0.0, kl_coef)),
     ]
+
+
+def _last(courses: Sequence[Points], kl_coef: float) -> float:
+    return mean(course[-1]["score"] - kl_coef * course[-1]["kl"] for course in courses)
+
+
+def _time_to_trls_last(courses: Sequence[Points], theirs: Sequence[Points], kl_coef: float) -> str:
+    """Ours, and how many times as long TRL takes."""
+    target = _last(theirs, kl_coef)
+    ours, trl = reached(courses, target, kl_coef), reached(theirs, target, kl_coef)
+    return "not reached" if ours is None or trl is None else f"{ours:.0f} ({trl / ours:.2f}x)"

@@ -14,9 +14,9 @@ def course(scores: list[float]) -> list[dict[str, float]]:
 def test_a_score_is_reached_between_two_points_of_the_mean_course() -> None:
     courses = [course([0.0, 1.0, 3.0]), course([0.0, 3.0, 5.0])]  # in the mean 0, 2, 4
     assert learning_report.mean_course(courses, "score") == [0.0, 2.0, 4.0]
-    assert learning_report.reached(courses, 3.0, "cpu_s") == pytest.approx(3.0)
-    assert learning_report.reached(courses, 1.0, "episodes") == pytest.approx(5.0)
-    assert learning_report.reached(courses, 4.5, "cpu_s") is None
+    assert learning_report.reached(courses, 3.0) == pytest.approx(3.0)
+    assert learning_report.reached(courses, 4.5) is None
+    assert learning_report.reached(courses, 3.0, kl_coef=0.5) == pytest.approx(3.5)  # of 0, 2, 4 less 0.5 KL each
 
 
 def test_the_table_holds_each_mode_against_trls_last_score(tmp_path) -> None:
@@ -31,7 +31,7 @@ def test_the_table_holds_each_mode_against_trls_last_score(tmp_path) -> None:
     [row] = [line for line in lines if line.startswith("| ours | 0.1 ")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2] == "4.00 (4.00 to 4.00)"
-    assert cells[6] == "2 of 2"
-    assert cells[7:] == ["4", "2", "2.00", "10"]
+    assert cells[3:5] == ["1.00", "3.90"]
+    assert cells[7:] == ["2 of 2", "4", "2 (2.00x)", "2 (2.00x)"]
     learning_report.plot(measured, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
