@@ -28,6 +28,8 @@ from tests.benchmarks.plain_llama import Pack, Shape, fuse, trunk
 from tests.benchmarks.plain_lora import make_adapter
 from tests.benchmarks.workloads import Workload, make_config, make_policy, make_prompts
 
+pytestmark = pytest.mark.slow
+
 # Queries share keys and values, and responses end early.
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2}
 TIMES = {"response_length": 12, "eos_bias": 3.2, "batch_size": 6, "num_ppo_epochs": 1}
