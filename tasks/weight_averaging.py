@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tasks.errors import InputError
+
 COUNT = "num_averaged"
 
 
@@ -33,7 +35,13 @@ class WeightAveraging(TrainerCallback):
     ) -> None:
         self.averages = {name: parameter.detach().clone() for name, parameter in _trained(model).items()}
         if self.resume_step:
-            saved = load_file(self._path(self.resume_step))
+            path = self._path(self.resume_step)
+            if not path.is_file():
+                raise InputError(
+                    f"{path} is missing: the checkpoint of step {self.resume_step} was written without average_from. "
+                    "Give the old options to resume it, or another --output to start anew."
+                )
+            saved = load_file(path)
             self.num_averaged = int(saved.pop(COUNT))
             for name, tensor in saved.items():
                 self.averages[name].copy_(tensor)

@@ -207,6 +207,12 @@ def test_the_result_is_the_mean_of_the_weights_of_the_later_steps(tmp_path, monk
     )
 
 
+def test_a_checkpoint_without_averages_is_not_resumed_into_an_average(tmp_path):
+    run(tmp_path, max_steps=2, save_steps=1)
+    with pytest.raises(InputError, match="was written without average_from"):
+        run(tmp_path, max_steps=3, save_steps=1, average_from=0.5)
+
+
 def test_a_half_written_checkpoint_is_not_resumed(tmp_path):
     for step, names in ((10, ["trainer_state.json"]), (9, ["trainer_state.json"]), (20, ["model.safetensors"])):
         folder = tmp_path / CHECKPOINTS / f"checkpoint-{step}"
