@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from tasks.data import micro_batches, pad_right
+from tasks.last_layer import read_only_at
 from tasks.modeling import ScalarModel, backbone
 from tasks.trunk import LowerLayers, UpperLayers
 
@@ -87,7 +88,7 @@ def predicting_states(transformer: nn.Module, episodes: Episodes) -> Tensor:
 
     `transformer` is a whole one, or UpperLayers of episodes that hold their states.
     """
-    return _states(transformer, episodes)[episodes.predicting()]
+    return _states_at(transformer, episodes, *episodes.predicting())
 
 
 def logprobs_of(model: PreTrainedModel, episodes: Episodes, temperature: float) -> Tensor:
@@ -104,7 +105,7 @@ def values_of(model: ScalarModel, episodes: Episodes) -> Tensor:
 def scores_of(model: ScalarModel, episodes: Episodes) -> Tensor:
     """The scalar model's numbers [B] at the last token of each response."""
     last = episodes.lengths - 1
-    return model.head(_states(model.backbone, episodes)[torch.arange(len(last), device=last.device), last])
+    return model.head(_states_at(model.backbone, episodes, torch.arange(len(last), device=last.device), last))
 
 
 @torch.no_grad()
@@ -142,7 +143,11 @@ def measure_rows(measure: Callable[[Episodes], Tensor], episodes: Episodes, toke
     return result
 
 
-def _states(transformer: nn.Module, episodes: Episodes) -> Tensor:
-    if isinstance(transformer, UpperLayers):
-        return transformer(episodes.states)
-    return transformer(input_ids=episodes.ids, use_cache=False).last_hidden_state
+def _states_at(transformer: nn.Module, episodes: Episodes, row: Tensor, position: Tensor) -> Tensor:
+    """The last hidden states [N, D] at rows and positions [N]."""
+    with read_only_at(transformer, row, position):
+        if isinstance(transformer, UpperLayers):
+            states = transformer(episodes.states)
+        else:
+            states = transformer(input_ids=episodes.ids, use_cache=False).last_hidden_state
+    return states[row, position]

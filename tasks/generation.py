@@ -94,12 +94,17 @@ def generate(
     device = model.device
     ids = torch.zeros((len(prompts), sampling.response_length), dtype=torch.long, device=device)
     logprobs = torch.zeros(ids.shape, device=device)
-    stops = _stops(stop_ids, sampling, tokenizer, device)
+    stops = make_stops(stop_ids, sampling, tokenizer, device)
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(prompts), rows_at_once):
         rows = by_length[start : start + rows_at_once]
         numbers = None if uniforms is None else uniforms[rows].to(device)
         ids[rows], logprobs[rows] = _decode(model, [prompts[row] for row in rows], sampling, numbers, stops)
+    return cut_at_ends(ids, logprobs, stops, pad_token_id)
+
+
+def cut_at_ends(ids: Tensor, logprobs: Tensor, stops: Stops, pad_token_id: int) -> Responses:
+    """The responses ids [B, R] with logprobs [B, R], each up to its first end; what follows had no meaning."""
     is_end = stops.places(ids)
     mask = is_end.cumsum(dim=1) - is_end.long() == 0
     ended = (is_end & mask).any(dim=1)
@@ -116,6 +121,17 @@ def response_logprobs(
     """Logprobs of the responses' tokens under `model`, [B, R] float32, 0 at padding; no gradient."""
     episodes = join(prompts, responses.ids, responses.mask)
     return measure_tokens(lambda part: logprobs_of(model, part, temperature), episodes, micro_batch_tokens)
+
+
+def make_stops(
+    stop_ids: Sequence[int], sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase | None, device: torch.device
+) -> Stops:
+    """What ends a response: a token of `stop_ids`, or one that completes a string of sampling.stop_strings."""
+    ids = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+    if not sampling.stop_strings:
+        return Stops(ids, None)
+    assert tokenizer is not None, "stop strings are looked for in text: the tokenizer is needed"
+    return Stops(ids, StopStrings(tokenizer, sampling.stop_strings, sampling.min_new_tokens))
 
 
 def draw(logits: Tensor, numbers: Tensor | None, sampling: SamplingConfig) -> Tensor:
@@ -162,16 +178,6 @@ def _narrow(probabilities: Tensor, sampling: SamplingConfig) -> Tensor:
         smallest = descending.gather(1, inside.sum(dim=-1, keepdim=True) - 1)
         probabilities = probabilities * (probabilities >= smallest)
     return probabilities
-
-
-def _stops(
-    stop_ids: Sequence[int], sampling: SamplingConfig, tokenizer: PreTrainedTokenizerBase | None, device: torch.device
-) -> Stops:
-    ids = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
-    if not sampling.stop_strings:
-        return Stops(ids, None)
-    assert tokenizer is not None, "stop strings are looked for in text: generate needs the tokenizer"
-    return Stops(ids, StopStrings(tokenizer, sampling.stop_strings, sampling.min_new_tokens))
 
 
 def _decode(

@@ -114,6 +114,11 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
         layer.forward = MethodType(_recomputed_in_backward, layer)
 
 
+def is_recomputed(layer: nn.Module) -> bool:
+    """Whether the layer runs again in the backward pass."""
+    return getattr(layer.forward, "__func__", None) is _recomputed_in_backward
+
+
 def _recomputed_in_backward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward = MethodType(type(layer).forward, layer)
     if not torch.is_grad_enabled():

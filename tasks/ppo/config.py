@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from tasks.actor_critic.config import ActorCriticConfig, Share
 from tasks.config import SamplingConfig
+from tasks.engines.config import VllmConfig
 from tasks.rewards.config import ModelReward, RewardConfig, check_names
 from tasks.templates import ConversationTemplate
 
@@ -93,8 +94,16 @@ class PPOConfig(ActorCriticConfig):
     # Rollouts
     sampling: SamplingConfig = SamplingConfig()
     """How responses are drawn."""
+    rollout_engine: Literal["hf", "vllm"] = "hf"
+    """What generates: hf = the policy itself, with transformers; vllm = a vLLM server, for LoRA."""
+    vllm: VllmConfig = VllmConfig()
+    """The server; used with rollout_engine vllm."""
+    old_logprobs: Literal["forward", "generation"] | None = None
+    """Where the old policy's logprobs come from: a forward like those that train, so that the first ratio is exactly 1,
+    or generation, which saves one forward of an iteration and in float32 agrees to rounding. None = generation where
+    hf generates with float32 weights, else forward."""
     rollout_batch_size: int = Field(64, ge=1)
-    """Responses generated at once on each process; sizes the KV cache."""
+    """Responses that hf generates at once on each process; sizes the KV cache."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Most tokens, padding included, of one forward and backward; sizes the activations. Not the result, only speed.
     None = 8192 on a GPU, 1024 on a CPU, where more activations than its caches hold cost a quarter more time."""
@@ -130,6 +139,13 @@ class PPOConfig(ActorCriticConfig):
     def steps_per_iteration(self) -> int:
         """Optimizer steps of one iteration."""
         return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def measures_old_logprobs(self) -> bool:
+        """Whether the old policy's logprobs take a forward of their own."""
+        if self.old_logprobs is not None:
+            return self.old_logprobs == "forward"
+        return self.rollout_engine != "hf" or self.dtype != "float32" or self.tuning == "qlora"
 
     @property
     def uses_reward_model(self) -> bool:
@@ -169,5 +185,22 @@ class PPOConfig(ActorCriticConfig):
             raise ValueError(
                 f"sampling.min_new_tokens {self.sampling.min_new_tokens} is larger than "
                 f"sampling.response_length {self.sampling.response_length}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        if self.rollout_engine == "hf":
+            return self
+        if self.old_logprobs == "generation":
+            raise ValueError("rollout_engine vllm rounds otherwise than the policy. Set old_logprobs forward.")
+        if self.tuning != "lora" or self.lora.use_dora:
+            raise ValueError(
+                "rollout_engine vllm gets the policy as a LoRA adapter. Set tuning lora, no use_dora."
+            )
+        if self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.min_new_tokens:
+            raise ValueError(
+                "rollout_engine vllm gives logprobs of what top_k, top_p and min_new_tokens leave, which cannot be "
+                "compared with the policy's. Set top_k 0, top_p 1 and min_new_tokens 0."
             )
         return self

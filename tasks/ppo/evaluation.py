@@ -9,7 +9,7 @@ from tasks.prompts import Prompt
 from tasks.samples import Sample, append_samples, print_samples
 
 SAMPLES_FILE = "samples.jsonl"
-LEFT_OUT = ("kl_k2", "value", "generation_gap")
+LEFT_OUT = ("kl_k2", "value")
 
 
 def evaluate_policy(run: Run, prompts: Sequence[Prompt], step: int, output: Path) -> dict[str, float]:

@@ -27,7 +27,6 @@ def rollout_metrics(rollout: Rollout) -> dict[str, Tensor]:
         "value": masked_mean(rollout.values, mask),
         "response_length": lengths.mean(),
         "ended": rollout.ended.float().mean(),
-        "generation_gap": masked_mean((rollout.generation_logprobs - rollout.old_logprobs).abs(), mask),
     }
 
 

@@ -119,6 +119,15 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     return (whitened if shift_mean else whitened + mean) * mask
 
 
+def importance_weights(old_logprobs: Tensor, generation_logprobs: Tensor, cap: float) -> Tensor:
+    """What a sampled token [N] counts where the engine that drew it was not quite the old policy.
+
+    min(exp(old_logprobs - generation_logprobs), cap): truncated importance sampling (Ionides 2008; for engines that
+    round otherwise: Yao et al. 2025).
+    """
+    return torch.exp(old_logprobs - generation_logprobs).clamp(max=cap)
+
+
 def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.actor_critic.models import POLICY, REFERENCE, VALUE, Models
-from tasks.config import SamplingConfig
 from tasks.data import decode_response
+from tasks.engines.engine import Engine
 from tasks.episodes import Episodes, join, measure_tokens, predicting_states, token_logprobs
-from tasks.generation import generate, uniform_numbers
+from tasks.generation import uniform_numbers
 from tasks.language_data import LanguageData
 from tasks.ppo.config import PPOConfig
 from tasks.processes import Processes
@@ -30,8 +30,7 @@ class Run:
     config: PPOConfig
     processes: Processes
     tokenizer: PreTrainedTokenizerBase
-    sampling: SamplingConfig  # the config's, with the strings that end a response by the conversation template
-    stop_ids: Sequence[int]
+    engine: Engine
     models: Models
     rewards: Sequence[Reward]
     ptx: LanguageData | None
@@ -43,9 +42,8 @@ class Run:
 class Rollout:
     """The same on every process. What is measured at a token is 0 at padding.
 
-    The old logprobs come from the forward that the update runs, not from generation: decoding with a KV cache rounds
-    differently, in bfloat16 by percents, and the first step's ratio would not be 1. It costs one of about 27 forward
-    passes an iteration; how far generation was off is kept as a metric, for it shows a cache or mask that is wrong.
+    Decoding with a KV cache rounds otherwise than the forward that the update runs, in bfloat16 by percents: there the
+    old logprobs come from a forward of their own, one of about 27 an iteration, so that the first step's ratio is 1.
     """
 
     episodes: Episodes
@@ -56,7 +54,7 @@ class Rollout:
     old_logprobs: Tensor  # [B, R] float32, under the policy that sampled
     ref_logprobs: Tensor  # [B, R] float32
     values: Tensor  # [B, R] float32, before the token is chosen
-    generation_logprobs: Tensor  # [B, R] float32, as decoded
+    generation_logprobs: Tensor  # [B, R] float32, as the engine gave them
 
     @property
     def mask(self) -> Tensor:
@@ -71,16 +69,7 @@ def roll_out(run: Run, prompts: Sequence[Prompt], *key: int | str) -> Rollout:
     mine = processes.share(len(prompts))
     my_prompts = [prompts[index] for index in mine]
     with run.clock("rollout"):
-        responses = generate(
-            run.models.policy(),
-            [prompt.ids for prompt in my_prompts],
-            run.sampling,
-            uniforms=uniforms[mine],
-            stop_ids=run.stop_ids,
-            tokenizer=run.tokenizer,
-            pad_token_id=run.tokenizer.pad_token_id,
-            rows_at_once=config.rollout_batch_size,
-        )
+        responses = run.engine([prompt.ids for prompt in my_prompts], uniforms[mine])
     longest = max(len(prompt.ids) for prompt in prompts)
     episodes = join([prompt.ids for prompt in my_prompts], responses.ids, responses.mask, longest)
     with run.clock("measure"):
@@ -101,7 +90,7 @@ def roll_out(run: Run, prompts: Sequence[Prompt], *key: int | str) -> Rollout:
         scores=combine(scores, run.rewards),
         scores_by_reward=scores,
         generation_logprobs=gather(responses.logprobs),
-        old_logprobs=gather(measured[POLICY]),
+        old_logprobs=gather(measured.get(POLICY, responses.logprobs)),
         ref_logprobs=gather(measured[REFERENCE]),
         values=gather(measured[VALUE]),
     )
@@ -116,13 +105,15 @@ def decode_responses(run: Run, ids: Tensor, mask: Tensor) -> list[str]:
 
 
 def _measure(run: Run, episodes: Episodes) -> dict[str, Tensor]:
-    """Logprobs of policy and reference, and values, each [b, R], of this process's episodes."""
+    """Logprobs of reference and, where wanted, of the policy, and values; each [b, R], of this process's episodes."""
     models, measured = run.models, dict[str, Tensor]()
     heads = {
         POLICY: _logprobs_by(models.language_model, run.config.sampling.temperature),
         VALUE: lambda states, _: models.value_model.head(states),
         REFERENCE: _logprobs_by(models.reference_model, run.config.sampling.temperature),
     }
+    if not run.config.measures_old_logprobs:
+        del heads[POLICY]
     for group in models.groups(list(heads)):
         read = _reader(models.trunk(group[0]), [heads[role] for role in group])
         measured |= dict(zip(group, measure_tokens(read, episodes, run.token_budget), strict=True))

@@ -7,7 +7,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from tasks.actor_critic.loading import check_models, load_models
+from tasks.actor_critic.models import Models
 from tasks.callables import load_callable
+from tasks.engines.engine import Engine, HfEngine
+from tasks.engines.vllm import VllmEngine, check_server
 from tasks.errors import InputError
 from tasks.language_data import read_language_data
 from tasks.model_files import context_length, require_kind
@@ -47,8 +50,11 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
     template = config.conversation_template
     ptx = read_language_data(inputs["data"], tokenizer, context, template) if config.ptx_coef else None
     longest = max(len(prompt.ids) for prompt in [*prompts.train, *prompts.held_out])
+    longest += config.sampling.response_length
+    if config.rollout_engine == "vllm":
+        check_server(config.vllm, prompts.train[0].ids, longest, str(inputs["policy"]), config.lora.r)
     token_budget = config.micro_batch_tokens or TOKEN_BUDGETS[processes.device.type]
-    check_memory(config, inputs, longest + config.sampling.response_length, token_budget, processes)
+    check_memory(config, inputs, longest, token_budget, processes)
     models = load_models(config, inputs, processes.device, config.seed)
     rewards = load_rewards(
         config.rewards,
@@ -62,13 +68,11 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         shared_model=None if models.reward_model is None else models.reward,
         template=config.conversation_template,
     )
-    sampling, template_stop_ids = with_stops(config.conversation_template, config.sampling, tokenizer)
     run = Run(
         config=config,
         processes=processes,
         tokenizer=tokenizer,
-        sampling=sampling,
-        stop_ids=[*stop_token_ids(models.language_model, tokenizer), *template_stop_ids],
+        engine=_load_engine(config, models, tokenizer, processes),
         models=models,
         rewards=rewards,
         ptx=ptx,
@@ -76,6 +80,15 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         clock=Clock(),
     )
     return run, prompts
+
+
+def _load_engine(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenizerBase, processes: Processes) -> Engine:
+    """What draws the responses."""
+    sampling, template_stop_ids = with_stops(config.conversation_template, config.sampling, tokenizer)
+    stop_ids = [*stop_token_ids(models.language_model, tokenizer), *template_stop_ids]
+    if config.rollout_engine == "hf":
+        return HfEngine(models, sampling, stop_ids, tokenizer, config.rollout_batch_size)
+    return VllmEngine(config.vllm, models, sampling, stop_ids, tokenizer, processes)
 
 
 def load_callbacks(config: PPOConfig) -> list[Callable[..., bool | None]]:

@@ -12,6 +12,7 @@ from tasks.ppo.objective import (
     Moments,
     finished_scores,
     gae,
+    importance_weights,
     kl_estimate,
     length_adaptive_lam,
     normalised_scores,
@@ -25,7 +26,7 @@ from tasks.ppo.rollout import Rollout
 class Targets:
     """What policy and value model are pulled towards, [B, R]; 0 at padding."""
 
-    advantages: Tensor  # whitened
+    advantages: Tensor  # whitened, then weighted where the engine was not the policy
     returns: Tensor
     kl_coef: float  # of this iteration
 
@@ -42,7 +43,10 @@ def targets_of(rollout: Rollout, config: PPOConfig, kl_coef: float, moments: Mom
     value_lam = lam if config.value_lam is None else config.value_lam
     advantages = gae(rewards, rollout.values, mask, gamma=config.gamma, lam=policy_lam)
     errors = gae(rewards, rollout.values, mask, gamma=config.gamma, lam=value_lam)
-    return Targets(whiten(advantages, mask), (errors + rollout.values) * mask, kl_coef)
+    advantages = whiten(advantages, mask)
+    if config.rollout_engine == "vllm" and config.vllm.importance_cap is not None:
+        advantages *= importance_weights(rollout.old_logprobs, rollout.generation_logprobs, config.vllm.importance_cap)
+    return Targets(advantages, (errors + rollout.values) * mask, kl_coef)
 
 
 def shaped_scores(rollout: Rollout, config: PPOConfig, moments: Moments) -> Tensor:

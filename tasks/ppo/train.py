@@ -38,6 +38,7 @@ from tasks.tracking import plot_curves, read_metrics
 
 STOPPED = 128 + signal.SIGTERM
 SHOWN = ("score", "kl", "entropy", "clip_fraction", "explained_variance", "response_length", "eval_score")
+WIDEST_GAP = 0.5  # nats, mean over the tokens: far beyond rounding
 
 AVERAGE = "average."  # before the names of the reference's averages in a checkpoint
 
@@ -110,7 +111,7 @@ def iterate(run: Run, optimizer: Optimizer, prompts: Prompts, progress: Progress
         losses = update(run, optimizer, rollout, targets, iteration)
         run.models.move_reference(config.reference_decay)
     metrics = to_floats(rollout_metrics(rollout) | target_metrics(rollout, targets) | losses)
-    _check_finite(metrics, iteration + 1)
+    _check(metrics, iteration + 1)
     seconds = run.clock.take()
     num_tokens = round(metrics["response_length"] * config.batch_size)
     rates = optimizer.learning_rates((iteration + 1) * config.steps_per_iteration - 1)
@@ -203,13 +204,18 @@ def _load(run: Run, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None
     run.models.load_averages(averages)
 
 
-def _check_finite(metrics: Metrics, iteration: int) -> None:
+def _check(metrics: Metrics, iteration: int) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise InputError(
                 f"Iteration {iteration}: {name} is {value}. Lower learning_rate and value_learning_rate; "
                 f"the last checkpoint, if any, is from before."
             )
+    if metrics.get("generation_gap", 0) > WIDEST_GAP:
+        raise InputError(
+            f"Iteration {iteration}: the logprobs of what generates are {metrics['generation_gap']:.2f} nats from the "
+            "policy's, so it is not the policy. Start the rollout engine's server with the policy's base."
+        )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Tokens:
     """The response tokens of a micro-batch, each field [N]."""
 
     ids: Tensor
+    generation_logprobs: Tensor
     old_logprobs: Tensor
     ref_logprobs: Tensor
     old_values: Tensor
@@ -44,6 +45,8 @@ def update(run: Run, optimizer: Optimizer, rollout: Rollout, targets: Targets, i
     for turn, mini_batch in enumerate(_mini_batches(run, iteration, rollout.scores.device)):
         step = iteration * config.steps_per_iteration + turn
         sums = _accumulate(run, rollout, targets, mini_batch, parts)
+        if turn:  # the policy is no longer the one that generated
+            sums.pop("generation_gap", None)
         if config.ptx_coef and POLICY in parts:
             sums |= _accumulate_ptx(run, step)
         sums = run.processes.sum_each(sums)
@@ -114,6 +117,7 @@ def _policy_term(run: Run, targets: Targets, tokens: Tokens, states: Tensor) -> 
         "clip_fraction": clipped,
         "ratio": torch.exp(now - tokens.old_logprobs),
         "approx_kl": kl_estimate(tokens.old_logprobs, now, "k3"),
+        "generation_gap": (now - tokens.generation_logprobs).abs(),
     }
     if config.kl_in == "loss":
         losses = losses + targets.kl_coef * kl_estimate(logprobs, tokens.ref_logprobs, config.kl_estimator)
@@ -155,6 +159,7 @@ def _tokens_of(rollout: Rollout, targets: Targets, rows: Tensor) -> Tokens:
     mask = rollout.mask[rows]
     measured = {
         "ids": rollout.response_ids,
+        "generation_logprobs": rollout.generation_logprobs,
         "old_logprobs": rollout.old_logprobs,
         "ref_logprobs": rollout.ref_logprobs,
         "old_values": rollout.values,

@@ -1,14 +1,13 @@
 """An iteration of our trainer on what TRL's policy answered: the same weights, prompts, responses and settings."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from datasets import Dataset
 
 from tasks.generation import Responses
 from tasks.modeling import save_model
-from tasks.ppo import rollout as rollout_module
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.rollout import Rollout, Run, roll_out
 from tasks.ppo.setup import set_up
@@ -35,6 +34,7 @@ OTHERS = {
     "lr_schedule": "constant",  # theirs falls once an iteration, and a recorded run has one
     "warmup_ratio": 0.0,
     "max_grad_norm": 1e9,  # theirs is not applied
+    "old_logprobs": "forward",  # ours, to be compared with theirs
 }
 
 
@@ -49,11 +49,11 @@ def config_of(run: Recorded, **options: Any) -> PPOConfig:
     return PPOConfig.model_validate({name: settings[name] for name in SAME_NAMES} | OTHERS | sizes | options)
 
 
-def rolled_out(run: Recorded, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Run, Rollout]:
+def rolled_out(run: Recorded, folder: Path, **options: Any) -> tuple[Run, Rollout]:
     """Our rollout with TRL's responses in place of generated ones."""
     ours, prompts = set_up(config_of(run, **options), write_inputs(run, folder), folder)
     responses = Responses(run["postprocessed_responses"], run.mask, run["logprobs"] * run.mask, run.ended)
-    monkeypatch.setattr(rollout_module, "generate", lambda *_, **__: responses)
+    ours = replace(ours, engine=lambda *_: responses)
     rollout = roll_out(ours, prompts.train, "rollout", 0)
     assert rollout.episodes.prompt_lengths.tolist() == [len(prompt) for prompt in run.prompts]
     return ours, rollout

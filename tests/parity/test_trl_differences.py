@@ -109,7 +109,7 @@ def test_trl_whitens_each_process_by_itself_and_we_the_whole_batch() -> None:
     assert (whole - torch.cat(theirs)).abs().max() > 0.1
 
 
-def test_trl_weighs_micro_batches_alike_and_we_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trl_weighs_micro_batches_alike_and_we_tokens(tmp_path: Path) -> None:
     run = recorded("early_micro_batches")
     theirs = [run[f"micro_batch_{index}.policy_loss"] for index in range(4)]
     rows = [run[f"micro_batch_{index}.rows"] for index in range(4)]
@@ -119,7 +119,7 @@ def test_trl_weighs_micro_batches_alike_and_we_tokens(tmp_path: Path, monkeypatc
     assert_close(token_mean, recorded("early")["micro_batch_0.policy_loss"], **CLOSE)
     assert_close(torch.stack(theirs).mean().item(), run.logged["loss/policy_avg"], **CLOSE)
     assert abs(run.logged["loss/policy_avg"] - token_mean) > 0.01
-    ours, rollout = rolled_out(run, tmp_path, monkeypatch, micro_batch_tokens=20)
+    ours, rollout = rolled_out(run, tmp_path, micro_batch_tokens=20)
     aims = targets_of(rollout, ours.config, ours.config.kl_coef, Moments())
     aims = replace(aims, advantages=run["micro_batch_0.whitened_advantages"])
     assert_close(update(ours, make_optimizer(ours), rollout, aims, 0)["policy_loss"], token_mean, **CLOSE)
@@ -144,14 +144,14 @@ def test_trls_optimizer_steps_follow_its_micro_batches_and_ours_the_mini_batches
         assert len(mini_batches(config, 0, 0, torch.device("cpu"))) == num_mini_batches
 
 
-def test_trl_never_shortens_gradients_and_we_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trl_never_shortens_gradients_and_we_do(tmp_path: Path) -> None:
     run = recorded("full")
     limit = run.settings["max_grad_norm"]
     parts = [
         torch.cat([gradient.flatten() for gradient in run.gradients(0, part).values()]) for part in ("policy", "value")
     ]
     assert torch.cat(parts).norm() > 5 * limit
-    ours, rollout = rolled_out(run, tmp_path, monkeypatch, max_grad_norm=limit, num_ppo_epochs=1)
+    ours, rollout = rolled_out(run, tmp_path, max_grad_norm=limit, num_ppo_epochs=1)
     optimizer = make_optimizer(ours)
     metrics = update(ours, optimizer, rollout, targets_of(rollout, ours.config, ours.config.kl_coef, Moments()), 0)
     for part, theirs in zip(("policy", "value"), parts, strict=True):

@@ -62,11 +62,9 @@ def test_losses_and_gradients_of_each_step_are_trls(name: str, num_steps: int) -
 
 
 @pytest.mark.parametrize("name", FULL_RUNS)
-def test_our_rollout_of_trls_responses_leads_to_trls_targets(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_our_rollout_of_trls_responses_leads_to_trls_targets(name: str, tmp_path: Path) -> None:
     run = recorded(name)
-    ours, rollout = rolled_out(run, tmp_path, monkeypatch)
+    ours, rollout = rolled_out(run, tmp_path)
     aims = targets_of(rollout, ours.config, ours.config.kl_coef, Moments())
     pairs = {
         "logprobs": (rollout.old_logprobs, run["logprobs"]),
@@ -78,11 +76,9 @@ def test_our_rollout_of_trls_responses_leads_to_trls_targets(
     assert_all_close(pairs)
 
 
-def test_an_iteration_of_ours_on_trls_responses_ends_at_trls_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_iteration_of_ours_on_trls_responses_ends_at_trls_weights(tmp_path: Path) -> None:
     run = recorded("full")
-    ours, rollout = rolled_out(run, tmp_path, monkeypatch)
+    ours, rollout = rolled_out(run, tmp_path)
     aims = targets_of(rollout, ours.config, ours.config.kl_coef, Moments())
     metrics = update(ours, make_optimizer(ours), rollout, aims, 0)
     for name, theirs in LOGGED.items():

@@ -181,7 +181,7 @@ def one_after_the_other(adapted, losses, parameters):
 def test_checkpointing_changes_no_gradient_of_adapters_on_one_base(shared_base):
     expected = one_after_the_other(*shared_base)
     enable_gradient_checkpointing(shared_base[0])
-    assert torch.equal(one_after_the_other(*shared_base), expected)
+    torch.testing.assert_close(one_after_the_other(*shared_base), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_switch_between_forward_and_backward_would_give_wrong_gradients(shared_base):

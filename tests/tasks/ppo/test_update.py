@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "learning_rate": 1e-2,
     "lora": {"r": 4},
     "sampling": {"response_length": 9, "temperature": 0.7},
+    "old_logprobs": "forward",
     "micro_batch_tokens": 40,
     "kl_coef": 0.3,
     "missing_eos_penalty": 1.0,
@@ -47,7 +48,7 @@ FORMS: dict[str, dict[str, Any]] = {
 def rolled_out(world, form: str, **options: Any) -> tuple[Run, Rollout]:
     config = PPOConfig.model_validate(OPTIONS | FORMS[form] | options)
     run, prompts = set_up(config, {name: world[name] for name in ("data", "policy", "reward_model")}, Path("unused"))
-    run = replace(run, stop_ids=[1, 5, 9, 12])  # responses of many lengths
+    run = replace(run, engine=replace(run.engine, stop_ids=[1, 5, 9, 12]))  # responses of many lengths
     with torch.no_grad():  # a policy that has left its reference
         for parameter in run.models.trainable["policy"].values():
             parameter.add_(0.02)
@@ -86,6 +87,17 @@ def test_a_rollout_holds_what_single_forwards_say(world, form) -> None:
     assert (rollout.old_logprobs - rollout.ref_logprobs).abs().max() > 0.01
     for tensor in (rollout.old_logprobs, rollout.ref_logprobs, rollout.values, rollout.generation_logprobs):
         assert not tensor[~rollout.mask].any()
+
+
+@pytest.mark.parametrize("form", ["lora", "freeze-head"])
+def test_old_logprobs_from_generation_are_those_of_the_forward_to_rounding(world, form) -> None:
+    (_, measured), (_, generated) = (
+        rolled_out(world, form, old_logprobs=source) for source in ("forward", "generation")
+    )
+    assert torch.equal(generated.old_logprobs, measured.generation_logprobs)
+    assert not torch.equal(generated.old_logprobs, measured.old_logprobs)
+    assert_close(generated.old_logprobs, measured.old_logprobs, rtol=1e-4, atol=1e-5)
+    assert_close(generated.values, measured.values)
 
 
 def test_targets_are_those_of_the_definitions(world) -> None:
