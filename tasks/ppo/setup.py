@@ -27,7 +27,7 @@ from tasks.trackers import check_trackers
 from tasks.tracking import Clock
 
 TRACKERS = "trackers"
-TOKEN_BUDGETS = {"cuda": 8192, "cpu": 1024}
+TOKEN_BUDGETS = {"cuda": 8192, "cpu": 512}
 
 
 @dataclass(frozen=True)
