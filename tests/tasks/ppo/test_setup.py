@@ -96,6 +96,6 @@ def test_too_little_memory_is_refused_with_what_to_change(inputs, monkeypatch) -
 
 def test_micro_batches_are_small_on_a_cpu_unless_the_config_says_otherwise(world) -> None:
     inputs = {name: world[name] for name in ("data", "policy", "reward_model")}
-    for options, expected in (({}, 1024), ({"micro_batch_tokens": 300}, 300)):
+    for options, expected in (({}, 512), ({"micro_batch_tokens": 300}, 300)):
         run, _ = set_up(PPOConfig(batch_size=4, sampling={"response_length": 4}, **options), inputs, Path("unused"))
         assert run.token_budget == expected
