@@ -47,7 +47,7 @@ class Completion:
 
 
 class Server:
-    """A vLLM server; what it refuses is an InputError, its absence a ConnectionError."""
+    """A vLLM server; what it refuses is an InputError, its absence or failure a ConnectionError."""
 
     def __init__(self, config: VllmConfig) -> None:
         self.config = config
@@ -84,7 +84,8 @@ class Server:
                 "or raise vllm.timeout_s; a run goes on from its checkpoint."
             ) from error
         if not response.is_success:
-            raise InputError(
+            failure = ConnectionError if response.is_server_error else InputError
+            raise failure(
                 f"vllm.url: {self.config.url}{path} answered {response.status_code}: {response.text:.{_SHOWN}}"
             )
         return response.json() if "json" in response.headers.get("Content-Type", "") else response.text

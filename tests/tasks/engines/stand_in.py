@@ -26,7 +26,7 @@ class StandIn:
     base: Path
     max_model_len: int = 64
     leaves_out_temperature: bool = False
-    changes: dict[str, Any] = field(default_factory=dict)  # of every completion
+    fails: bool = False
     url: str = ""
     adapters: dict[str, Any] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -35,6 +35,8 @@ class StandIn:
 
     def answer(self, path: str, request: dict[str, Any]) -> tuple[int, Any]:
         with self.lock:
+            if self.fails:
+                return 500, {"error": {"message": "out of memory"}}
             if path == "/v1/models":
                 names = [BASE, *self.adapters]
                 return 200, {"data": [{"id": name, "max_model_len": self.max_model_len} for name in names]}
@@ -66,7 +68,7 @@ class StandIn:
         )
         [ids] = responses.unpadded()
         choice = {"token_ids": ids, "logprobs": {"token_logprobs": responses.logprobs[0, : len(ids)].tolist()}}
-        return 200, {"choices": [choice | self.changes]}
+        return 200, {"choices": [choice]}
 
     def leaders(self, request: dict[str, Any]) -> dict[str, float]:
         """The likeliest tokens after a prompt."""

@@ -150,6 +150,12 @@ def test_what_the_server_refuses_is_told_in_its_own_words(server) -> None:
         Server(VllmConfig(url=server.url)).complete({"model": "lost"})
 
 
+def test_a_server_that_fails_is_no_bad_input(server) -> None:
+    server.fails = True
+    with pytest.raises(ConnectionError, match=r"/v1/models answered 500: .*out of memory"):
+        Server(VllmConfig(url=server.url)).models()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
