@@ -360,5 +360,5 @@ def test_the_generation_gap_is_taken_before_the_policy_moves(world, gap) -> None
     run, rollout = rolled_out(world, "lora", num_ppo_epochs=3)
     shifted = replace(rollout, generation_logprobs=(rollout.generation_logprobs + gap) * rollout.mask)
     metrics = update(run, make_optimizer(run), shifted, targets_of(rollout, run.config, 0.1, Moments()), 0)
-    assert metrics["generation_gap"].item() == pytest.approx(gap, abs=1e-4)
-    assert metrics["approx_kl"] > 1e-3
+    assert metrics["generation_gap"].item() == pytest.approx(gap, abs=1e-5)
+    assert metrics["approx_kl"] > 1e-4  # later it has moved
