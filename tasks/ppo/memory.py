@@ -19,6 +19,7 @@ def check_memory(
     policy = policy_of(config, inputs)
     num_tokens = min(max(token_budget, longest), config.batch_size * longest)
     response_length, num_rows = config.sampling.response_length, min(config.rollout_batch_size, config.batch_size)
+    num_rows = num_rows if config.rollout_engine == "hf" else 0  # a server has a cache of its own
     activations = policy.activation_bytes(num_tokens, num_tokens * response_length // longest, processes.device)
     plan = memory_plan(
         footprints(config, inputs, config.rewards),
