@@ -195,9 +195,7 @@ class PPOConfig(ActorCriticConfig):
         if self.old_logprobs == "generation":
             raise ValueError("rollout_engine vllm rounds otherwise than the policy. Set old_logprobs forward.")
         if self.tuning != "lora" or self.lora.use_dora:
-            raise ValueError(
-                "rollout_engine vllm gets the policy as a LoRA adapter. Set tuning lora, no use_dora."
-            )
+            raise ValueError("rollout_engine vllm gets the policy as a LoRA adapter. Set tuning lora, no use_dora.")
         if self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.min_new_tokens:
             raise ValueError(
                 "rollout_engine vllm gives logprobs of what top_k, top_p and min_new_tokens leave, which cannot be "
