@@ -1,6 +1,7 @@
 """The floor computes what it stands in for: transformers' Llama, its decoding, and our update's gradients."""
 
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from torch.nn.functional import linear
 from transformers import LlamaForCausalLM
 
 from tasks.generation import Responses
-from tasks.ppo import rollout as rollout_module
 from tasks.ppo.objective import Moments
 from tasks.ppo.rollout import Rollout as OurRollout
 from tasks.ppo.rollout import Run, roll_out
@@ -124,7 +124,7 @@ def test_the_gradients_of_merged_adapters_are_those_of_adapters_beside_the_weigh
 
 
 @pytest.fixture
-def rollouts(shape, tmp_path, monkeypatch) -> tuple[Run, OurRollout, SeparateModels, Rollout, Decoded]:
+def rollouts(shape, tmp_path) -> tuple[Run, OurRollout, SeparateModels, Rollout, Decoded]:
     """The same responses in our trainer and in the floor."""
     write_inputs(tmp_path, WORKLOAD)
     config = our_config(WORKLOAD, Namespace(mode="separate", micro_batch_tokens=100))
@@ -135,7 +135,7 @@ def rollouts(shape, tmp_path, monkeypatch) -> tuple[Run, OurRollout, SeparateMod
     rollout = join(shape, ids, decoded, micro_batch_tokens=100)
     ended = torch.ones(len(ids), dtype=torch.bool)
     responses = Responses(decoded.ids * rollout.mask, rollout.mask, decoded.logprobs * rollout.mask, ended)
-    monkeypatch.setattr(rollout_module, "generate", lambda *_, **__: responses)
+    run = replace(run, engine=lambda *_: responses)
     return run, roll_out(run, prompts.train, "rollout", 0), models, rollout, decoded
 
 
