@@ -5,8 +5,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.local_http import running
 
 Reply = tuple[int, Any, Mapping[str, str]]  # status, JSON or bytes, headers
 
@@ -53,17 +55,9 @@ def serving(answer: Callable[[dict[str, Any], int], Reply]) -> Iterator[Service]
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    service.url = f"http://127.0.0.1:{server.server_port}/score"
-    try:
+    with running(Handler) as url:
+        service.url = f"{url}/score"
         yield service
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def lengths(request: dict[str, Any], _: int) -> Reply:
