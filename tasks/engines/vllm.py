@@ -170,6 +170,10 @@ def check_server(config: VllmConfig, prompt: Sequence[int], num_tokens: int, bas
     `prompt` is any that makes some token likelier than another; `base` and `rank` (of the adapter) are for the command
     in the message.
     """
+    if config.adapter_folder is not None and not Path(config.adapter_folder).is_dir():
+        raise InputError(
+            f"vllm.adapter_folder: {config.adapter_folder} is no folder. Make it where the server sees it."
+        )
     command = COMMAND.format(base=base, rank=rank)
     server = Server(config)
     try:

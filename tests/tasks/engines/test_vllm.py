@@ -119,6 +119,14 @@ def test_a_server_with_another_base_stops_the_run(world, tmp_path) -> None:
             iterate(run, make_optimizer(run), Prompts(prompts, []), Progress(num_processes=1, kl_coef=0.1))
 
 
+def test_adapters_are_written_where_the_server_looks(world, server, tmp_path) -> None:
+    run, prompts = make_run(world, server, adapter_folder=str(tmp_path))
+    roll_out(run, prompts, "rollout", 0)
+    assert [path.parent.name for path in tmp_path.glob("*/*/adapter_model.safetensors")] == server.sent
+    with pytest.raises(InputError, match=r"vllm.adapter_folder: .*absent is no folder"):
+        make_run(world, server, adapter_folder=str(tmp_path / "absent"))
+
+
 def test_too_short_a_context_is_refused(world) -> None:
     message = r"takes 10 tokens.*up to 15.*--max-model-len 15"
     with serving(StandIn(world["policy"], max_model_len=10)) as server, pytest.raises(InputError, match=message):
