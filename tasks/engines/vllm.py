@@ -161,7 +161,14 @@ class VllmEngine:
             ids[row, :num_tokens] = torch.tensor(completion.ids, device=device)
             logprobs[row, :num_tokens] = torch.tensor(completion.logprobs, device=device)
         stops = make_stops(self.stop_ids, self.sampling, self.tokenizer, device)
-        return cut_at_ends(ids, logprobs, stops, pad)
+        responses = cut_at_ends(ids, logprobs, stops, pad)
+        for completion, num_tokens in zip(completions, responses.mask.sum(dim=1).tolist(), strict=True):
+            if num_tokens > len(completion.ids):
+                raise InputError(
+                    f"vllm.url: a response ended after {len(completion.ids)} tokens with {completion.ids[-1]}, which is no "
+                    "end here. Start the server with the policy's generation config and tokenizer."
+                )
+        return responses
 
 
 def check_server(config: VllmConfig, prompt: Sequence[int], num_tokens: int, base: str, rank: int) -> None:

@@ -127,6 +127,13 @@ def test_adapters_are_written_where_the_server_looks(world, server, tmp_path) ->
         make_run(world, server, adapter_folder=str(tmp_path / "absent"))
 
 
+def test_a_response_that_ends_with_no_end_of_ours_is_refused(world, server) -> None:
+    run, prompts = make_run(world, server)
+    run.engine.server.complete = lambda _: {"token_ids": [6], "logprobs": {"token_logprobs": [-1.0]}}
+    with pytest.raises(InputError, match="ended after 1 tokens with 6, which is no end here"):
+        roll_out(run, prompts, "rollout", 0)
+
+
 def test_too_short_a_context_is_refused(world) -> None:
     message = r"takes 10 tokens.*up to 15.*--max-model-len 15"
     with serving(StandIn(world["policy"], max_model_len=10)) as server, pytest.raises(InputError, match=message):
