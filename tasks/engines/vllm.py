@@ -165,8 +165,8 @@ class VllmEngine:
         for completion, num_tokens in zip(completions, responses.mask.sum(dim=1).tolist(), strict=True):
             if num_tokens > len(completion.ids):
                 raise InputError(
-                    f"vllm.url: a response ended after {len(completion.ids)} tokens with {completion.ids[-1]}, which is no "
-                    "end here. Start the server with the policy's generation config and tokenizer."
+                    f"vllm.url: a response ended after {len(completion.ids)} tokens with {completion.ids[-1]}, which "
+                    "is no end here. Start the server with the policy's generation config and tokenizer."
                 )
         return responses
 
