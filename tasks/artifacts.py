@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 NOT_PUBLISHED = ("checkpoints", "error.json")
-SHARED_PACKAGES = ("actor_critic", "rewards")
+SHARED_PACKAGES = ("actor_critic", "engines", "rewards")
 CARRIERS = ("artifacts", "externals", "manifest", "runner", "s3", "stages", "stores", "supervisor", "transfer")
 LIBRARIES = (
     "accelerate",

@@ -6,7 +6,8 @@ conditional writes: where they work they decide a race early, that is all.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import boto3
@@ -27,7 +28,7 @@ from botocore.exceptions import ConnectionError as NoConnection
 
 from tasks.errors import InputError
 from tasks.manifest import NUM_THREADS, FileEntry
-from tasks.stores import Upload
+from tasks.stores import Stored, Unfinished, Upload
 
 PATIENCE_S = 120.0
 PAUSE_S = 1.0
@@ -81,6 +82,30 @@ class S3Store:
             elif _status(error) not in (409, 412):
                 raise
 
+    def write(self, name: str, data: bytes) -> None:
+        self.call("put_object", name, Body=data)
+
+    def files(self, prefix: str) -> Iterator[Stored]:
+        for page in self._pages("list_objects_v2", prefix):
+            for file in page.get("Contents", []):
+                yield Stored(file["Key"].removeprefix(self._prefix), file["Size"], file["LastModified"])
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        for page in self._pages("list_multipart_uploads", prefix):
+            for upload in page.get("Uploads", []):
+                yield Unfinished(upload["Key"].removeprefix(self._prefix), upload["UploadId"], upload["Initiated"])
+
+    def delete(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            list(pool.map(lambda name: self.call("delete_object", name), names))
+
+    def abort(self, write: Unfinished) -> None:
+        try:
+            self.call("abort_multipart_upload", write.name, UploadId=write.id)
+        except ClientError as error:
+            if _status(error) != 404:
+                raise
+
     def begin(self, name: str, entry: FileEntry) -> Upload | None:
         if self.has(name, entry):
             return None
@@ -102,9 +127,7 @@ class S3Store:
 
     def open_parts(self, name: str) -> tuple[str | None, dict[int, str]]:
         """The id of an interrupted upload of `name`, None if there is none, and the ETags of the parts that arrived."""
-        prefix = self._prefix + name
-        listed = self._attempt(lambda client: client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix))
-        ids = [upload["UploadId"] for upload in listed.get("Uploads", []) if upload["Key"] == prefix]
+        ids = [upload.id for upload in self.unfinished(name) if upload.name == name]
         if not ids:
             return None, {}
         parts: dict[int, str] = {}
@@ -118,6 +141,21 @@ class S3Store:
         """What the S3 operation on the object `name` answers."""
         place = {"Bucket": self._bucket, "Key": self._prefix + name}
         return self._attempt(lambda client: getattr(client, operation)(**place, **arguments))
+
+    def _pages(self, operation: str, prefix: str) -> Iterator[dict[str, Any]]:
+        """The answers of a listing, page by page."""
+        more: dict[str, str] = {}
+        while True:
+            page = self._attempt(
+                lambda client: getattr(client, operation)(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)  # noqa: B023
+            )
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            if operation == "list_objects_v2":
+                more = {"ContinuationToken": page["NextContinuationToken"]}
+            else:
+                more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def _get(self, name: str, **span: str) -> bytes | None:
         place = {"Bucket": self._bucket, "Key": self._prefix + name}

@@ -1,13 +1,37 @@
 """Where artifacts are kept: `file:///folder`, or `s3://bucket/prefix` on any S3 server."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from tasks.errors import InputError
 from tasks.manifest import FileEntry
+
+TEMPORARY = ".unfinished."  # before the name of a file that is being written
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file in a store: its name, its size in bytes, and when it was written by the store's clock."""
+
+    name: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A write that was begun and not completed: the file's name, the store's own id of the write, when it began."""
+
+    name: str
+    id: str
+    begun: datetime
 
 
 class Upload(Protocol):
@@ -34,8 +58,23 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> None:
         """Write a small file unless there is one; where the server cannot promise that, the last writer wins."""
 
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file, in place of the one that is there."""
+
     def begin(self, name: str, entry: FileEntry) -> Upload | None:
         """Start to write a file, or go on with an interrupted write; None if it is there already."""
+
+    def files(self, prefix: str) -> Iterator[Stored]:
+        """Every file whose name begins with `prefix`, in the order of their names."""
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """Every write that was begun and not completed, of files whose names begin with `prefix`."""
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove these files; one that is not there is none the less gone."""
+
+    def abort(self, write: Unfinished) -> None:
+        """Remove what an unfinished write has left."""
 
 
 def store_at(uri: str) -> Store:
@@ -83,15 +122,60 @@ class FileStore:
         upload.send(0, 0, data)
         upload.complete(replace=False)
 
+    def write(self, name: str, data: bytes) -> None:
+        upload = _FileUpload(self._root / name)
+        upload.send(0, 0, data)
+        upload.complete()
+
     def begin(self, name: str, entry: FileEntry) -> Upload | None:
         return _FileUpload(self._root / name)
+
+    def files(self, prefix: str) -> Iterator[Stored]:
+        for name, path in self._paths(prefix):
+            if not _is_temporary(path):
+                with contextlib.suppress(FileNotFoundError):
+                    about = path.stat()
+                    yield Stored(name, about.st_size, datetime.fromtimestamp(about.st_mtime, UTC))
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        for name, path in self._paths(prefix):
+            if _is_temporary(path):
+                with contextlib.suppress(FileNotFoundError):
+                    begun = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                    folder, _, last = name.rpartition("/")
+                    file = last.removeprefix(TEMPORARY).rpartition(".")[0]
+                    yield Unfinished(f"{folder}/{file}", name, begun)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            path = self._root / name
+            path.unlink(missing_ok=True)
+            for folder in path.relative_to(self._root).parents:
+                if folder.parts:
+                    with contextlib.suppress(OSError):  # another file is in it
+                        (self._root / folder).rmdir()
+
+    def abort(self, write: Unfinished) -> None:
+        self.delete([write.id])
+
+    def _paths(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        """Name and path of whatever lies under the prefix."""
+        folder = self._root / prefix.rpartition("/")[0]
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(self._root).as_posix()
+            if name.startswith(prefix) and path.is_file():
+                yield name, path
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(TEMPORARY)
 
 
 class _FileUpload:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        descriptor, self._temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, self._temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent)
         os.close(descriptor)
 
     def send(self, index: int, start: int, data: bytes) -> None:

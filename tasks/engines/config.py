@@ -1,11 +1,11 @@
-"""The options of a vLLM server that draws the responses. Nothing heavy is imported here."""
+"""The options of what draws the responses. Nothing heavy is imported here."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from tasks.config import Config
+from tasks.config import Config, SamplingConfig
 
 
 def _require_server(url: str) -> str:
@@ -35,3 +35,32 @@ class VllmConfig(Config):
     importance_cap: float | None = Field(2.0, ge=1)
     """The server rounds otherwise than the trainer: a token's advantage is weighted by the ratio of its probabilities
     here and there, at most this (truncated importance sampling; Ionides 2008; Yao et al. 2025). None = not weighted."""
+
+
+class EngineConfig(Config):
+    """How responses are drawn, and by what."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are drawn."""
+    rollout_engine: Literal["hf", "vllm"] = "hf"
+    """What generates: hf = the policy itself, with transformers; vllm = a vLLM server, for LoRA."""
+    vllm: VllmConfig = VllmConfig()
+    """The server; used with rollout_engine vllm."""
+    rollout_batch_size: int = Field(64, ge=1)
+    """Responses that hf generates at once on each process; sizes the KV cache."""
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.sampling.min_new_tokens > self.sampling.response_length:
+            raise ValueError(
+                f"sampling.min_new_tokens {self.sampling.min_new_tokens} is larger than "
+                f"sampling.response_length {self.sampling.response_length}."
+            )
+        if self.rollout_engine == "vllm" and (
+            self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.min_new_tokens
+        ):
+            raise ValueError(
+                "rollout_engine vllm gives logprobs of what top_k, top_p and min_new_tokens leave, which cannot be "
+                "compared with the policy's. Set top_k 0, top_p 1 and min_new_tokens 0."
+            )
+        return self

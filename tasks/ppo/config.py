@@ -5,13 +5,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.actor_critic.config import ActorCriticConfig, Share
-from tasks.config import SamplingConfig
-from tasks.engines.config import VllmConfig
-from tasks.rewards.config import ModelReward, RewardConfig, check_names
+from tasks.engines.config import EngineConfig
+from tasks.rewards.config import ModelReward, ScoreConfig
 from tasks.templates import ConversationTemplate
 
 
-class PPOConfig(ActorCriticConfig):
+class PPOConfig(ActorCriticConfig, EngineConfig, ScoreConfig):
     """Proximal policy optimisation of a language model (Schulman et al. 2017; Ziegler et al. 2019)."""
 
     # How much
@@ -39,16 +38,6 @@ class PPOConfig(ActorCriticConfig):
     """Share of the episodes from each prompt data set, by name, in any unit; empty = by their sizes."""
 
     # Rewards
-    rewards: list[RewardConfig] = Field([ModelReward()], min_length=1)
-    """What scores a response; the score is the weighted sum."""
-    score_norm: bool = False
-    """Shift and scale scores by the mean and deviation of all scores so far (as LLaMA-Factory's ppo_score_norm)."""
-    score_clip: float | None = Field(None, gt=0)
-    """Scores beyond +- this are cut to it, after score_norm."""
-    missing_eos_penalty: float | None = Field(None, ge=0)
-    """Subtracted from the score of a response that did not end; after score_norm and score_clip."""
-    missing_eos_score: float | None = None
-    """Replaces the score of a response that did not end (Huang et al. 2024, arXiv:2403.17031: -1)."""
     whiten_rewards: bool = False
     """Scale each rollout's token rewards to variance 1; their mean stays."""
     kl_coef: float = Field(0.05, ge=0)
@@ -92,18 +81,10 @@ class PPOConfig(ActorCriticConfig):
     """Records of the language-model loss in each optimizer step, all processes together."""
 
     # Rollouts
-    sampling: SamplingConfig = SamplingConfig()
-    """How responses are drawn."""
-    rollout_engine: Literal["hf", "vllm"] = "hf"
-    """What generates: hf = the policy itself, with transformers; vllm = a vLLM server, for LoRA."""
-    vllm: VllmConfig = VllmConfig()
-    """The server; used with rollout_engine vllm."""
     old_logprobs: Literal["forward", "generation"] | None = None
     """Where the old policy's logprobs come from: a forward like those that train, so that the first ratio is exactly 1,
     or generation, which saves one forward of an iteration and in float32 agrees to rounding. None = generation where
     hf generates with float32 weights, else forward."""
-    rollout_batch_size: int = Field(64, ge=1)
-    """Responses that hf generates at once on each process; sizes the KV cache."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Most tokens, padding included, of one forward and backward; sizes the activations. Not the result, only speed.
     None = 8192 on a GPU, 512 on a CPU, where more activations than its caches hold cost time."""
@@ -147,11 +128,6 @@ class PPOConfig(ActorCriticConfig):
             return self.old_logprobs == "forward"
         return self.rollout_engine != "hf" or self.dtype != "float32" or self.tuning == "qlora"
 
-    @property
-    def uses_reward_model(self) -> bool:
-        """Whether the chain's own reward model is among the rewards."""
-        return any(isinstance(reward, ModelReward) and reward.model is None for reward in self.rewards)
-
     def sources(self) -> dict[str, str]:
         """Input name -> hub name, folder or artifact of everything that is fetched for this config."""
         options = {
@@ -164,7 +140,6 @@ class PPOConfig(ActorCriticConfig):
 
     @model_validator(mode="after")
     def _check_algorithm(self) -> Self:
-        check_names(self.rewards)
         if self.batch_size % self.num_mini_batches:
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by num_mini_batches {self.num_mini_batches}. "
@@ -175,30 +150,12 @@ class PPOConfig(ActorCriticConfig):
                 f"value_pretraining_iterations {self.value_pretraining_iterations} leaves none of the "
                 f"{self.num_iterations} iterations (total_episodes / batch_size) to the policy. Lower it."
             )
-        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
-            raise ValueError("Both missing_eos_penalty (subtract) and missing_eos_score (replace) are set. Choose one.")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError("kl_in loss needs kl_estimator k2 or k3: the gradient of k1 is 0 on average.")
         if self.cliprange_high is not None and self.cliprange_high < self.cliprange:
             raise ValueError(f"cliprange_high {self.cliprange_high} is below cliprange {self.cliprange}. Raise it.")
-        if self.sampling.min_new_tokens > self.sampling.response_length:
-            raise ValueError(
-                f"sampling.min_new_tokens {self.sampling.min_new_tokens} is larger than "
-                f"sampling.response_length {self.sampling.response_length}."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_engine(self) -> Self:
-        if self.rollout_engine == "hf":
-            return self
-        if self.old_logprobs == "generation":
+        if self.rollout_engine == "vllm" and self.old_logprobs == "generation":
             raise ValueError("rollout_engine vllm rounds otherwise than the policy. Set old_logprobs forward.")
-        if self.tuning != "lora" or self.lora.use_dora:
+        if self.rollout_engine == "vllm" and (self.tuning != "lora" or self.lora.use_dora):
             raise ValueError("rollout_engine vllm gets the policy as a LoRA adapter. Set tuning lora, no use_dora.")
-        if self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.min_new_tokens:
-            raise ValueError(
-                "rollout_engine vllm gives logprobs of what top_k, top_p and min_new_tokens leave, which cannot be "
-                "compared with the policy's. Set top_k 0, top_p 1 and min_new_tokens 0."
-            )
         return self

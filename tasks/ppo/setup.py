@@ -7,14 +7,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from tasks.actor_critic.loading import check_models, load_models
-from tasks.actor_critic.models import Models
 from tasks.callables import load_callable
-from tasks.engines.engine import Engine, HfEngine
-from tasks.engines.vllm import VllmEngine, check_server
+from tasks.engines.loading import load_engine
+from tasks.engines.vllm import check_server
 from tasks.errors import InputError
 from tasks.language_data import read_language_data
 from tasks.model_files import context_length, require_kind
-from tasks.modeling import load_tokenizer, stop_token_ids
+from tasks.modeling import load_tokenizer
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.memory import check_memory
 from tasks.ppo.rollout import Run
@@ -22,7 +21,6 @@ from tasks.processes import Processes
 from tasks.program import require
 from tasks.prompts import Prompt, check_proportions, longest_prompt, read_prompts
 from tasks.rewards.sources import check_prompts, check_rewards, load_rewards
-from tasks.templates import with_stops
 from tasks.trackers import check_trackers
 from tasks.tracking import Clock
 
@@ -72,7 +70,7 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         config=config,
         processes=processes,
         tokenizer=tokenizer,
-        engine=_load_engine(config, models, tokenizer, processes),
+        engine=load_engine(config, config.conversation_template, models, tokenizer, processes),
         models=models,
         rewards=rewards,
         ptx=ptx,
@@ -80,15 +78,6 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         clock=Clock(),
     )
     return run, prompts
-
-
-def _load_engine(config: PPOConfig, models: Models, tokenizer: PreTrainedTokenizerBase, processes: Processes) -> Engine:
-    """What draws the responses."""
-    sampling, template_stop_ids = with_stops(config.conversation_template, config.sampling, tokenizer)
-    stop_ids = [*stop_token_ids(models.language_model, tokenizer), *template_stop_ids]
-    if config.rollout_engine == "hf":
-        return HfEngine(models, sampling, stop_ids, tokenizer, config.rollout_batch_size)
-    return VllmEngine(config.vllm, models, sampling, stop_ids, tokenizer, processes)
 
 
 def load_callbacks(config: PPOConfig) -> list[Callable[..., bool | None]]:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
@@ -159,3 +159,30 @@ def _model_name(model: str | None) -> str:
         return "model"
     last = Path(model).name.partition("@")[0]
     return re.sub(r"\W+", "_", last, flags=re.ASCII)
+
+
+class ScoreConfig(Config):
+    """What scores a response, and how the scores are shaped."""
+
+    rewards: list[RewardConfig] = Field([ModelReward()], min_length=1)
+    """What scores a response; the score is the weighted sum."""
+    score_norm: bool = False
+    """Shift and scale scores by the mean and deviation of all scores so far (as LLaMA-Factory's ppo_score_norm)."""
+    score_clip: float | None = Field(None, gt=0)
+    """Scores beyond +- this are cut to it, after score_norm."""
+    missing_eos_penalty: float | None = Field(None, ge=0)
+    """Subtracted from the score of a response that did not end; after score_norm and score_clip."""
+    missing_eos_score: float | None = None
+    """Replaces the score of a response that did not end (Huang et al. 2024, arXiv:2403.17031: -1)."""
+
+    @property
+    def uses_reward_model(self) -> bool:
+        """Whether the chain's own reward model is among the rewards."""
+        return any(isinstance(reward, ModelReward) and reward.model is None for reward in self.rewards)
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        check_names(self.rewards)
+        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
+            raise ValueError("Both missing_eos_penalty (subtract) and missing_eos_score (replace) are set. Choose one.")
+        return self

@@ -28,7 +28,9 @@ Points = Sequence[Mapping[str, float]]
 def as_markdown(measured: Mapping[str, Any], picture: str) -> str:
     """The page: how it was measured, the table of modes, the plot, and the tuning."""
     modes = measured["modes"]
-    tried = [[name, *(f"{rate}: {value:.2f}" for rate, value in mode["tried"].items())] for name, mode in modes.items()]
+    tunings = [
+        [name, *(f"{rate}: {value:.2f}" for rate, value in mode["tried"].items())] for name, mode in modes.items()
+    ]
     return "\n\n".join(
         [
             "# Time to reward",
@@ -36,8 +38,8 @@ def as_markdown(measured: Mapping[str, Any], picture: str) -> str:
             measured["provenance"],
             table(COLUMNS, [_row(name, modes, measured["kl_coef"]) for name in modes]),
             f"![score over CPU seconds]({picture})",
-            f"## The tuning: learning rate and score - {measured['kl_coef']} KL of one run each",
-            table(["mode", "", "", ""], tried),
+            f"## The tuning: learning rate and score - {measured['kl_coef']} KL, the mean of the tuning seeds",
+            "\n".join(f"- {name}: {', '.join(tried)}" for name, *tried in tunings),
         ]
     )
 

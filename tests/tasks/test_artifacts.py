@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tasks.artifacts import (
     store_at,
 )
 from tasks.errors import InputError
-from tasks.manifest import FileEntry, describe_folder, is_safe_name
+from tasks.manifest import FileEntry, describe_file, describe_folder, is_safe_name
 from tasks.transfer import Chunk
 
 CHUNK = 5 * 2**20
@@ -394,3 +395,31 @@ def test_a_stages_code_version_counts_its_own_folder_and_the_shared_modules_alon
         after = {stage: code_version.__wrapped__(stage) for stage in before}
         assert {stage for stage in before if after[stage] != before[stage]} == changed
         (copy / name).write_text(original)
+
+
+def test_what_is_stored_is_listed_replaced_and_deleted(store: Store) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=5)
+    names = [f"artifacts/sft/{number:02}" for number in range(12)]
+    for name in (*names, "artifacts/ppo/x"):
+        store.create(name, b"first")
+    store.write(names[0], b"another")
+    listed = list(store.files("artifacts/sft/0"))
+    assert [(file.name, file.size) for file in listed] == [(names[0], 7), *((name, 5) for name in names[1:10])]
+    assert all(before < file.modified < datetime.now(UTC) + timedelta(minutes=5) for file in listed)
+    store.delete([*names, "artifacts/sft/never-there"])
+    assert [file.name for file in store.files("artifacts/")] == ["artifacts/ppo/x"]
+    assert store.read(names[0]) is None
+
+
+def test_an_unfinished_write_is_listed_until_it_is_aborted(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(os.urandom(2 * CHUNK))
+    entry = describe_file(tmp_path / "big", CHUNK)
+    upload = store.begin("artifacts/sft/big", entry)
+    assert upload is not None
+    upload.send(0, 0, (tmp_path / "big").read_bytes()[:CHUNK])
+    assert [file.name for file in store.files("artifacts/")] == []
+    [unfinished] = store.unfinished("artifacts/sft/")
+    assert unfinished.name == "artifacts/sft/big"
+    store.abort(unfinished)
+    store.abort(unfinished)
+    assert list(store.unfinished("")) == []
