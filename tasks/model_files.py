@@ -62,6 +62,12 @@ def context_length(folder: Path) -> int | None:
     return config.get("max_position_embeddings") or config.get("n_positions")
 
 
+def hidden_size(folder: Path) -> int:
+    """How many numbers the model in `folder` keeps of each token from layer to layer."""
+    config = read_json(folder / CONFIG)
+    return config.get("hidden_size") or config["n_embd"]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the JSON file `path`; raises InputError if it is not there or not JSON."""
     try:

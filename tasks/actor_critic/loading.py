@@ -17,7 +17,7 @@ from tasks.actor_critic.trunks import cut
 from tasks.adapters import adapter_parameters, add_lora, attach_adapter, load_adapter, lora_layers
 from tasks.errors import InputError
 from tasks.merged_lora import merge_in_forward
-from tasks.model_files import CONFIG, kind_of, read_json, require_kind
+from tasks.model_files import hidden_size, kind_of, require_kind
 from tasks.modeling import (
     ScalarHead,
     ScalarModel,
@@ -200,7 +200,7 @@ def _load_head(config: ActorCriticConfig, inputs: Inputs) -> ScalarHead:
     """The value model's head: of what it starts from, or one that says 0 until it has learned."""
     start = value_start(config, inputs)
     if start is None:
-        head = ScalarHead(_hidden_size(inputs["policy"]))
+        head = ScalarHead(hidden_size(inputs["policy"]))
         nn.init.zeros_(head.weight)
         return head
     kind = kind_of(start)
@@ -261,11 +261,6 @@ def _train_only(trainable: Mapping[str, Mapping[str, nn.Parameter]], *modules: n
     for part in trainable.values():
         for parameter in part.values():
             parameter.requires_grad_(True)
-
-
-def _hidden_size(folder: Path) -> int:
-    config = read_json(folder / CONFIG)
-    return int(config.get("hidden_size") or config["n_embd"])
 
 
 def _check_trainable(models: Models) -> None:

@@ -87,7 +87,8 @@ class PPOConfig(ActorCriticConfig, EngineConfig, ScoreConfig):
     hf generates with float32 weights, else forward."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Most tokens, padding included, of one forward and backward; sizes the activations. Not the result, only speed.
-    None = 8192 on a GPU, 512 on a CPU, where more activations than its caches hold cost time."""
+    None = 8192 on a GPU; on a CPU, where more activations than its caches hold cost time, 512, and 1024 below a hidden
+    size of 256."""
 
     # While it runs
     evaluate_every: int = Field(10, ge=0)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from tasks.actor_critic.loading import check_models, load_models
@@ -12,7 +13,7 @@ from tasks.engines.loading import load_engine
 from tasks.engines.vllm import check_server
 from tasks.errors import InputError
 from tasks.language_data import read_language_data
-from tasks.model_files import context_length, require_kind
+from tasks.model_files import context_length, hidden_size, require_kind
 from tasks.modeling import load_tokenizer
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.memory import check_memory
@@ -25,7 +26,8 @@ from tasks.trackers import check_trackers
 from tasks.tracking import Clock
 
 TRACKERS = "trackers"
-TOKEN_BUDGETS = {"cuda": 8192, "cpu": 512}
+GPU_TOKENS, CPU_TOKENS, CPU_TOKENS_OF_NARROW_MODELS = 8192, 512, 1024
+NARROW = 256  # a hidden size below it
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
     longest += config.sampling.response_length
     if config.rollout_engine == "vllm":
         check_server(config.vllm, prompts.train[0].ids, longest, str(inputs["policy"]), config.lora.r)
-    token_budget = config.micro_batch_tokens or TOKEN_BUDGETS[processes.device.type]
+    token_budget = config.micro_batch_tokens or token_budget_for(inputs["policy"], processes.device)
     check_memory(config, inputs, longest, token_budget, processes)
     models = load_models(config, inputs, processes.device, config.seed)
     rewards = load_rewards(
@@ -78,6 +80,13 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         clock=Clock(),
     )
     return run, prompts
+
+
+def token_budget_for(policy: Path, device: torch.device) -> int:
+    """Tokens of one forward and backward where the config names none: on a CPU what its caches hold activations of."""
+    if device.type != "cpu":
+        return GPU_TOKENS
+    return CPU_TOKENS_OF_NARROW_MODELS if hidden_size(policy) < NARROW else CPU_TOKENS
 
 
 def load_callbacks(config: PPOConfig) -> list[Callable[..., bool | None]]:

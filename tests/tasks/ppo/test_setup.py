@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -5,12 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tasks.errors import InputError
 from tasks.model_files import context_length
 from tasks.ppo import memory
 from tasks.ppo.config import PPOConfig
-from tasks.ppo.setup import check_batch, load_callbacks, set_up
+from tasks.ppo.setup import check_batch, load_callbacks, set_up, token_budget_for
 from tests.tasks.ppo.tiny import make_tokenizer
 
 
@@ -94,8 +96,15 @@ def test_too_little_memory_is_refused_with_what_to_change(inputs, monkeypatch) -
     refused(inputs, "Set tuning lora", tuning="full", micro_batch_tokens=1)
 
 
-def test_micro_batches_are_small_on_a_cpu_unless_the_config_says_otherwise(world) -> None:
+def test_micro_batches_are_as_the_config_says_or_fit_the_device_and_the_model(world, tmp_path) -> None:
     inputs = {name: world[name] for name in ("data", "policy", "reward_model")}
-    for options, expected in (({}, 512), ({"micro_batch_tokens": 300}, 300)):
+    for options, expected in (({}, 1024), ({"micro_batch_tokens": 300}, 300)):
         run, _ = set_up(PPOConfig(batch_size=4, sampling={"response_length": 4}, **options), inputs, Path("unused"))
         assert run.token_budget == expected
+    for config, device, expected in (
+        ({"hidden_size": 255}, "cpu", 1024),
+        ({"n_embd": 256}, "cpu", 512),
+        ({"hidden_size": 64}, "cuda", 8192),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert token_budget_for(tmp_path, torch.device(device)) == expected
