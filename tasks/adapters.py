@@ -20,6 +20,7 @@ from tasks.config import LoraConfig
 from tasks.errors import InputError
 from tasks.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_kind, write_json
 from tasks.modeling import load_causal_lm
+from tasks.safe_loading import require_safetensors
 from tasks.tuning import decoder_layers, last_layers
 
 _SHOWN = 5
@@ -76,6 +77,7 @@ def make_peft_config(
 def load_adapter(model: PreTrainedModel | peft.PeftModel, folder: Path, name: str) -> peft.PeftModel:
     """`model` with the adapter of `folder` (kind adapter or reward_adapter) under `name`; see `attach_adapter`."""
     require_kind(folder, "adapter", "reward_adapter")
+    require_safetensors(folder, ADAPTER_WEIGHTS)
     config = peft.LoraConfig.from_pretrained(folder)
     return attach_adapter(model, config, load_file(folder / ADAPTER_WEIGHTS), name, source=str(folder))
 

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from tasks.errors import InputError
 from tasks.manifest import CHUNK_BYTES, Artifact, content_digest, describe_file, describe_folder, sha256_of, spans
+from tasks.safe_loading import refuse_pickled_weights
 from tasks.transfer import cache_lock
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def _scores(config: Path) -> bool:
 def _describe_path(path: Path, kind: str | None) -> Artifact:
     if path.is_dir():
         kind = kind or kind_of(path)
+        if kind not in ("file", "data", "evaluation"):
+            refuse_pickled_weights(path)
         files = describe_folder(path)
     else:
         kind = kind or "file"

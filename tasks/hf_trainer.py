@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.modeling import backbone
 from tasks.tracking import MetricsLog, plot_curves, read_metrics
 from tasks.trainer_config import TrainerConfig
+from tasks.trainer_state import PickleFreeTrainer
 from tasks.weight_averaging import WeightAveraging
 
 CHECKPOINTS = "checkpoints"
@@ -59,7 +60,7 @@ def training_options(config: TrainerConfig, output: Path) -> dict[str, Any]:
     }
 
 
-class LocalTrainer(Trainer):
+class LocalTrainer(PickleFreeTrainer):
     """Mixed in before a TRL trainer: nothing leaves the machine, no cards, and an evaluation that we define."""
 
     control: TrainerControl

@@ -27,6 +27,7 @@ from transformers import (
 
 from tasks.errors import InputError
 from tasks.model_files import SCALAR_HEAD, SCALAR_HEAD_WEIGHTS, read_json, require_kind, write_json
+from tasks.safe_loading import no_custom_code, require_safetensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -79,7 +80,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{folder}: expected a tokenizer ({' or '.join(TOKENIZER_FILES)}), found neither.")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with no_custom_code(folder) as options:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: the tokenizer has no EOS token. Name one as eos_token in tokenizer_config.json.")
     if tokenizer.pad_token_id is None:
@@ -96,19 +98,18 @@ def reads_same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenize
 def load_causal_lm(
     folder: Path, dtype: str = "float32", quantization: BitsAndBytesConfig | None = None
 ) -> PreTrainedModel:
-    """The language model in `folder`, in evaluation mode; raises InputError if `folder` holds another kind."""
+    """The language model in `folder`, in evaluation mode.
+
+    Raises InputError if `folder` holds another kind, no safetensors, or a model that needs code of its own.
+    """
     require_kind(folder, "model")
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch_dtype(dtype), quantization_config=quantization, **_FROM_DISK
-    )
+    return _load(AutoModelForCausalLM, folder, dtype=torch_dtype(dtype), quantization_config=quantization)
 
 
 def load_classifier(folder: Path, dtype: str = "float32") -> PreTrainedModel:
     """A sequence classifier with one label, from a reward model or a language model; the latter gets a random head."""
     require_kind(folder, "model", "reward_model")
-    return AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=torch_dtype(dtype), **_FROM_DISK
-    )
+    return _load(AutoModelForSequenceClassification, folder, num_labels=1, dtype=torch_dtype(dtype))
 
 
 def load_reward_model(folder: Path, base: Path | None = None, dtype: str = "float32") -> ScalarModel:
@@ -181,6 +182,7 @@ def save_scalar_head(folder: Path, head: ScalarHead) -> None:
 
 def load_scalar_head(folder: Path) -> ScalarHead:
     """The head of a `reward_adapter` folder."""
+    require_safetensors(folder, SCALAR_HEAD_WEIGHTS)
     return make_scalar_head(load_file(folder / SCALAR_HEAD_WEIGHTS)["weight"], read_offset(folder))
 
 
@@ -210,4 +212,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-_FROM_DISK = {"local_files_only": True, "use_safetensors": True}
+def _load(loader: Any, folder: Path, **arguments: Any) -> PreTrainedModel:
+    require_safetensors(folder)
+    with no_custom_code(folder) as options:
+        return loader.from_pretrained(folder, use_safetensors=True, **options, **arguments)

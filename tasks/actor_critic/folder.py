@@ -19,6 +19,7 @@ from tasks.adapters import adapter_state, save_adapter_config
 from tasks.errors import InputError
 from tasks.model_files import ACTOR_CRITIC, ADAPTER_CONFIG, WEIGHTS, read_json, require_kind, write_json
 from tasks.modeling import ScalarHead, make_scalar_head, save_generation_config
+from tasks.safe_loading import require_safetensors
 
 POLICY = "policy."
 VALUE = "value."
@@ -77,6 +78,7 @@ def save_actor_critic(
 def load_actor_critic(folder: Path) -> ActorCritic:
     """What `save_actor_critic` wrote; raises InputError if `folder` holds another kind or no policy."""
     require_kind(folder, "actor_critic")
+    require_safetensors(folder, WEIGHTS)
     details = read_json(folder / ACTOR_CRITIC)
     tensors = load_file(folder / WEIGHTS)
     policy, value = _without_prefix(POLICY, tensors), _without_prefix(VALUE, tensors)

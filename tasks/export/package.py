@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from tasks.data import Text, encode_prompt
 from tasks.model_files import CONFIG, read_json
 from tasks.modeling import save_generation_config, torch_dtype
+from tasks.safe_loading import no_custom_code
 
 # A model of plain text continues what it is given: the messages' texts one after the other, nothing added.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -82,8 +83,9 @@ def logits_of(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[Ten
 
 def try_package(folder: Path, question: Text, rows: Sequence[Sequence[int]], source_logits: Sequence[Tensor]) -> Trial:
     """Load `folder` as a user does, answer `question` (seed 0), and compare the logits of `rows` with the source's."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, use_safetensors=True)
+    with no_custom_code(folder) as options:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
     ids = torch.tensor([encode_prompt(tokenizer, question)])
     torch.manual_seed(0)
     output = model.generate(ids, attention_mask=torch.ones_like(ids))

@@ -19,6 +19,7 @@ from tasks.model_files import require_kind, write_json
 from tasks.modeling import load_causal_lm, load_tokenizer, quiet_libraries, save_model
 from tasks.program import require, run_program
 from tasks.remove_value_head.config import RemoveValueHeadConfig
+from tasks.safe_loading import no_custom_code
 
 
 class PolicyChangedError(RuntimeError):
@@ -63,7 +64,9 @@ def load_policy(folder: Path, saved: ActorCritic, base: Path | None) -> PreTrain
         adapter = PeftLoraConfig.from_pretrained(folder)
         return attach_adapter(load_causal_lm(base), adapter, saved.policy, "default", source=str(folder)).eval()
     dtype = next(iter(saved.policy.values())).dtype
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True), dtype=dtype)
+    with no_custom_code(folder) as options:
+        config = AutoConfig.from_pretrained(folder, **options)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     absent, unexpected = model.load_state_dict(saved.policy, strict=False)
     missing = sorted(set(absent) - set(model.all_tied_weights_keys))
     if missing or unexpected:
