@@ -19,6 +19,7 @@ from typing import Any
 
 from tasks import externals
 from tasks.errors import InputError
+from tasks.file_names import require_publishable
 from tasks.manifest import (
     CHUNK_BYTES,
     MANIFEST,
@@ -50,7 +51,18 @@ __all__ = [
 
 NOT_PUBLISHED = ("checkpoints", "error.json")
 SHARED_PACKAGES = ("actor_critic", "engines", "rewards")
-CARRIERS = ("artifacts", "externals", "manifest", "runner", "s3", "stages", "stores", "supervisor", "transfer")
+CARRIERS = (
+    "artifacts",
+    "externals",
+    "file_names",
+    "manifest",
+    "runner",
+    "s3",
+    "stages",
+    "stores",
+    "supervisor",
+    "transfer",
+)
 LIBRARIES = (
     "accelerate",
     "datasets",
@@ -121,6 +133,7 @@ def publish(
     files = describe_folder(folder, exclude, chunk_bytes)
     if not files:
         raise InputError(f"The stage {stage} left no files in {folder}: nothing to publish.")
+    require_publishable(folder, files)
     manifest = Manifest(
         stage=stage,
         key=key,

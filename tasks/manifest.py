@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from tasks.config import Config
 from tasks.errors import InputError
+from tasks.file_names import fault_of_names
 
 CHUNK_BYTES = 16 * 2**20
 NUM_THREADS = 8
@@ -51,7 +52,7 @@ class Manifest(Config):
     format: Literal[1] = 1
     stage: str
     key: str
-    attempt: str
+    attempt: str = Field(pattern=r"^[\w-]+$")
     kind: str
     config: dict[str, Any]
     inputs: dict[str, str]
@@ -97,9 +98,10 @@ class Manifest(Config):
             raise DamagedArtifact(uri, MANIFEST, f"it is no manifest of this version ({error})") from error
         if not intact:
             raise DamagedArtifact(uri, MANIFEST, "it does not match its own checksum")
-        for name in manifest.files:
-            if not is_safe_name(name):
-                raise DamagedArtifact(uri, MANIFEST, f"the file name {name!r} leaves the artifact's folder")
+        if fault := fault_of_names(manifest.files):
+            raise DamagedArtifact(uri, MANIFEST, fault)
+        if not uri.endswith(f"/{manifest.folder}"):
+            raise DamagedArtifact(uri, MANIFEST, f"it is the one of {manifest.folder}")
         return manifest
 
 
@@ -116,13 +118,6 @@ def sha256_of(value: Any) -> str:
 def content_digest(kind: str, files: dict[str, FileEntry]) -> str:
     """SHA-256 over the kind and every file's name, size and hash."""
     return sha256_of([kind, sorted((name, entry.size, entry.sha256) for name, entry in files.items())])
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether `name` is a plain relative path that stays in the folder it is joined to."""
-    path = PurePosixPath(name)
-    plain = name == str(path) and "\\" not in name and name.isprintable()
-    return plain and not path.is_absolute() and name != "." and ".." not in path.parts
 
 
 def describe_folder(folder: Path, exclude: Sequence[str] = (), chunk_bytes: int = CHUNK_BYTES) -> dict[str, FileEntry]:

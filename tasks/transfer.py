@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tasks.errors import InputError
+from tasks.file_names import refuse_links
 from tasks.manifest import NUM_THREADS, DamagedArtifact, Manifest, spans
 from tasks.stores import Store, Upload
 
@@ -65,6 +66,7 @@ def download(store: Store, manifest: Manifest, target: Path) -> None:
     if target.exists():
         shutil.rmtree(partial, ignore_errors=True)
         target.rename(partial)
+    refuse_links(partial)
 
     def receive(chunk: Chunk) -> None:
         if not chunk.matches(chunk.read(partial)):
