@@ -9,13 +9,14 @@ import argparse
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -78,10 +79,15 @@ def sigterm_noted() -> Iterator[threading.Event]:
 def explain(error: ValidationError) -> str:
     """One line for each refused field: where it stands, what came, what was expected."""
     return "\n".join(
-        f"  {'.'.join(map(str, problem['loc'])) or 'config'}: {problem['msg']} (got {problem['input']!r:.200})"
+        f"  {'.'.join(map(str, problem['loc'])) or 'config'}: {problem['msg']} (got {_shown(problem['input'])})"
         for problem in error.errors()
         if problem["type"] != "default_factory_not_called"  # only says that another field, listed too, is wrong
     )
+
+
+def _shown(value: Any) -> str:
+    """The start of what came, without the user name and password of an address."""
+    return re.sub(r"://[^/@\s]*@", "://(hidden)@", repr(value))[:200]
 
 
 def require(inputs: Mapping[str, Path], *names: str) -> None:

@@ -13,6 +13,8 @@ def _require_server(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"url {url!r}: expected http://host[:port] or https://host[:port]")
+    if parts.username or parts.password:
+        raise ValueError("url holds a user name or password, which would be kept; put a proxy that adds it in between")
     return url.rstrip("/")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tasks.rewards.request_log import Exchange, RequestLog, read_exchanges
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 SCORES_KEY = {"llama_factory": "scores", "openrlhf": "rewards"}
+HIDDEN = "(hidden)"
+SHORTEST_SECRET = 6  # characters
 _SHOWN = 200
 
 
@@ -57,7 +60,7 @@ def check_service(config: ApiReward) -> None:
 
 
 def read_authorization(config: ApiReward) -> dict[str, str]:
-    """The headers of a request; raises InputError if the variable that should hold one is empty."""
+    """The headers of a request; raises InputError if the variable that should hold one is empty or unfit for one."""
     if config.auth_variable is None:
         return {}
     value = os.environ.get(config.auth_variable, "").strip()
@@ -65,6 +68,11 @@ def read_authorization(config: ApiReward) -> dict[str, str]:
         raise InputError(
             f"rewards.{config.name}: the environment variable {config.auth_variable} is not set, and it should hold "
             f"the Authorization header for {config.url}. Set it where PPO runs."
+        )
+    if not (value.isascii() and value.isprintable()):
+        raise InputError(
+            f"rewards.{config.name}: the environment variable {config.auth_variable} holds characters that no header "
+            "may have, such as a line break. Set it to one line of printable ASCII."
         )
     return {"Authorization": value}
 
@@ -98,7 +106,9 @@ class HttpService:
     def __init__(self, config: ApiReward, log: RequestLog) -> None:
         self.config = config
         self.log = log
-        self.client = httpx.Client(timeout=config.timeout_s, headers=read_authorization(config))
+        headers = read_authorization(config)
+        self.client = httpx.Client(timeout=config.timeout_s, headers=headers)
+        self.secrets = _secrets_in(headers.get("Authorization", ""))
 
     def __call__(self, messages: Sequence[Message]) -> list[float]:
         """The score of each message; raises InputError for a wrong answer, ConnectionError for none after all tries."""
@@ -139,9 +149,18 @@ class HttpService:
             retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
         except httpx.RequestError as failure:
             error = f"{type(failure).__name__}: {failure}"
-        exchange = Exchange(request, status, answer, error, round(time.monotonic() - started, 3))
+        seconds = round(time.monotonic() - started, 3)
+        exchange = Exchange(request, status, self._without_secrets(answer), self._without_secrets(error), seconds)
         self.log.append(exchange)
         return exchange, retry_after_s
+
+    def _without_secrets(self, value: Any) -> Any:
+        """What came back, without our Authorization header, which a service may repeat when it refuses it."""
+        if isinstance(value, str):
+            return reduce(lambda text, secret: text.replace(secret, HIDDEN), self.secrets, value)
+        if isinstance(value, dict):
+            return {self._without_secrets(name): self._without_secrets(inner) for name, inner in value.items()}
+        return [self._without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
 class ReplayedService:
@@ -177,6 +196,12 @@ def _keys(config: ApiReward, request: dict[str, Any], path: Path) -> list[tuple[
             f"{path} is not a log of the protocol {config.protocol}: a request lacks {' or '.join(columns)}."
         )
     return list(zip(*(request[column] for column in columns), strict=True))
+
+
+def _secrets_in(header: str) -> list[str]:
+    """The header, and its part after "Bearer" or the like unless that is too short to be told from other text."""
+    token = header.rpartition(" ")[2]
+    return [secret for secret in (header, token) if len(secret) >= SHORTEST_SECRET]
 
 
 def _may_pass(exchange: Exchange) -> bool:

@@ -129,6 +129,12 @@ def test_a_config_that_is_missing_or_a_folder_is_told(tmp_path):
         load_config(Options, tmp_path)
 
 
+def test_a_password_in_a_refused_address_is_not_shown():
+    with pytest.raises(ValueError, match="validation error") as refused:
+        Options.model_validate({"size": "https://user:pass@host/path"})
+    assert "(got 'https://(hidden)@host/path')" in explain(refused.value)
+
+
 def test_every_refused_field_has_a_line_of_its_own():
     with pytest.raises(ValueError, match="2 validation errors") as refused:
         Options.model_validate({"size": "many", "other": {"long": "x" * 1000}})

@@ -180,6 +180,7 @@ def test_a_server_that_fails_is_no_bad_input(server) -> None:
         ({"sampling": {"top_k": 5}}, "top_k 0"),
         ({"sampling": {"min_new_tokens": 5}}, "min_new_tokens 0"),
         ({"vllm": {"url": "localhost:8000"}}, "expected http"),
+        ({"vllm": {"url": "http://user:word@localhost:8000"}}, "holds a user name or password"),
     ],
 )
 def test_what_cannot_be_sampled_by_the_server_is_refused(options, message) -> None:

@@ -186,6 +186,31 @@ def test_the_authorization_header_comes_from_the_environment_and_stays_out_of_th
     assert "s3cret" not in (tmp_path / "reward_api.jsonl").read_text()
 
 
+@pytest.mark.parametrize("status", [401, 503, 200])
+def test_an_authorization_header_that_the_service_repeats_is_shown_and_kept_nowhere(
+    status: int, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("JUDGE_AUTH", "Bearer s3cret")
+    monkeypatch.setattr(api.time, "sleep", lambda _: None)
+    repeated = {"error": ["no right for Bearer s3cret", {"s3cret": "token s3cret expired"}]}
+    with serving(lambda request, number: (status, repeated, {})) as service:
+        config = ApiReward(url=service.url, auth_variable="JUDGE_AUTH", max_retries=1)
+        with pytest.raises((InputError, ConnectionError), match=r"no right for \(hidden\)") as refused:
+            load_service(config, tmp_path, 0)(messages("abc"))
+    assert service.headers[0]["authorization"] == "Bearer s3cret"
+    log = (tmp_path / "reward_api.jsonl").read_text()
+    assert "token (hidden) expired" in log
+    assert "s3cret" not in log + str(refused.value) + "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("value", ["Bearer s3cret\nX-Other: 1", "Bearer s3cr\u00e9t", "Bearer s3\0cret"])
+def test_an_authorization_header_that_none_can_be_is_refused_and_not_shown(value: str, monkeypatch) -> None:
+    monkeypatch.setattr(api.os, "environ", {"JUDGE_AUTH": value})
+    with pytest.raises(InputError, match="JUDGE_AUTH holds characters that no header may have") as refused:
+        check_service(ApiReward(url="http://localhost:1/", auth_variable="JUDGE_AUTH"))
+    assert "s3" not in str(refused.value)
+
+
 def test_a_missing_authorization_header_is_refused_before_anything_is_sent(monkeypatch) -> None:
     monkeypatch.delenv("JUDGE_AUTH", raising=False)
     config = ApiReward(url="http://localhost:1/", auth_variable="JUDGE_AUTH")
