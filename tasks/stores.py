@@ -92,6 +92,17 @@ def store_at(uri: str) -> Store:
     raise InputError(f"The store {uri!r} is not an address. Give s3://bucket/prefix or file:///folder.")
 
 
+def write_whole(descriptor: int, data: bytes, start: int) -> None:
+    """Put all of `data` at byte `start` of an open file.
+
+    A single write to a disk that is nearly full takes a part and raises nothing.
+    """
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, start)
+        start, rest = start + written, rest[written:]
+
+
 class FileStore:
     """A folder with a store's layout, for a machine without an S3 server."""
 
@@ -180,7 +191,7 @@ class _FileUpload:
 
     def send(self, index: int, start: int, data: bytes) -> None:
         with open(self._temporary, "r+b") as file:
-            os.pwrite(file.fileno(), data, start)
+            write_whole(file.fileno(), data, start)
             os.fsync(file.fileno())
 
     def complete(self, replace: bool = True) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tasks.errors import InputError
 from tasks.file_names import refuse_links
 from tasks.manifest import NUM_THREADS, DamagedArtifact, Manifest, spans
-from tasks.stores import Store, Upload
+from tasks.stores import Store, Upload, write_whole
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def download(store: Store, manifest: Manifest, target: Path) -> None:
         if not chunk.matches(chunk.read(partial)):
             data = _read_chunk(store, manifest, chunk)
             with (partial / chunk.name).open("r+b") as file:
-                os.pwrite(file.fileno(), data, chunk.start)
+                write_whole(file.fileno(), data, chunk.start)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool, _disk_of(str(target)):
         _lay_out(manifest, partial)
