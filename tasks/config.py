@@ -1,9 +1,10 @@
 """What every stage's configuration is made of."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Device = Literal["cpu", "cuda"]
 Tuning = Literal["full", "freeze", "lora", "qlora"]  # see tasks/tuning.py
 
 
@@ -19,6 +20,10 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         field_title_generator=lambda name, _: name,
     )
+
+    def with_less_memory(self, device: Device) -> Self | None:
+        """The same mathematics in smaller micro-batches, after memory ran out on `device`; None = it cannot be less."""
+        return None
 
 
 class LoraConfig(Config):

@@ -1,5 +1,8 @@
 """What our uses of TRL's trainers share: their arguments, metrics.jsonl, resuming, and silence."""
 
+import json
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,10 +10,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
+from tasks.generation import seeded_generator
 from tasks.modeling import backbone
+from tasks.program import STOPPED, sigterm_noted
 from tasks.tracking import MetricsLog, plot_curves, read_metrics
 from tasks.trainer_config import TrainerConfig
 from tasks.trainer_state import PickleFreeTrainer
@@ -60,10 +66,28 @@ def training_options(config: TrainerConfig, output: Path) -> dict[str, Any]:
     }
 
 
+class EpochSampler(LengthGroupedSampler):
+    """Records of like lengths together, in an order that is a function of the seed and the epoch alone."""
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed, self.epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = seeded_generator("records", self.seed, self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
 class LocalTrainer(PickleFreeTrainer):
     """Mixed in before a TRL trainer: nothing leaves the machine, no cards, and an evaluation that we define."""
 
     control: TrainerControl
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Of each epoch an order that is its own: the trainer's would be another after a resume."""
+        lengths = (self.train_dataset if train_dataset is None else train_dataset)["length"]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return EpochSampler(size, lengths, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def each_eval_batch(self, measure: Callable[[nn.Module, Any], Tensor]) -> Iterator[Tensor]:
         """measure(model, batch) [rows, ...] for each batch of held-out records, gathered from all processes."""
@@ -126,6 +150,21 @@ class MetricsCallback(TrainerCallback):
         print(f"step {state.global_step}/{state.max_steps}  {shown}", flush=True)
 
 
+class StopOnSigterm(TrainerCallback):
+    """Ends the training after the step in which SIGTERM came to any process, with a checkpoint."""
+
+    def __init__(self, sigterm: threading.Event) -> None:
+        self.sigterm = sigterm
+        self.has_stopped = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        asked = torch.tensor(float(self.sigterm.is_set()), device=args.device)
+        if args.world_size > 1:
+            distributed.all_reduce(asked)
+        if asked:
+            self.has_stopped = control.should_save = control.should_training_stop = True
+
+
 def add_dropout(model: PreTrainedModel, share: float) -> None:
     """Drop a share of the embeddings [B, T, D] and of the last hidden states [B, T, D] while `model` is in training.
 
@@ -147,6 +186,8 @@ def add_dropout(model: PreTrainedModel, share: float) -> None:
 def run_training(trainer: Any, output: Path, average_from: float | None = None) -> None:
     """Train to the end, from OUTPUT's last whole checkpoint if there is one; metrics go to OUTPUT/metrics.jsonl.
 
+    On SIGTERM the step under way comes to its end and is kept in a checkpoint, and the process exits.
+
     `average_from` is the share of the steps after which the weights are averaged; None = the last weights stay.
     """
     checkpoint = last_checkpoint(output)
@@ -155,17 +196,31 @@ def run_training(trainer: Any, output: Path, average_from: float | None = None) 
     step = checkpoint_step(checkpoint) if checkpoint else 0
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(MetricsCallback(output, resume_step=step))
-    if average_from is not None:
-        trainer.add_callback(WeightAveraging(average_from, output / CHECKPOINTS, resume_step=step))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with sigterm_noted() as sigterm:
+        stop = StopOnSigterm(sigterm)
+        trainer.add_callback(stop)  # before the averages, which are written with a checkpoint that it asks for
+        if average_from is not None:
+            trainer.add_callback(WeightAveraging(average_from, output / CHECKPOINTS, resume_step=step))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.has_stopped:
+        trainer.accelerator.end_training()
+        sys.exit(STOPPED)
     if average_from is not None:
         trainer.evaluate()
 
 
 def last_checkpoint(output: Path) -> Path | None:
     """The newest whole checkpoint in OUTPUT/checkpoints: its trainer_state.json is what the trainer writes last."""
-    whole = [path.parent for path in (output / CHECKPOINTS).glob(f"checkpoint-*/{_TRAINER_STATE}")]
+    whole = [path.parent for path in (output / CHECKPOINTS).glob(f"checkpoint-*/{_TRAINER_STATE}") if _is_json(path)]
     return max(whole, key=checkpoint_step, default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -20,11 +20,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from tasks.config import Config
+from tasks.config import Config, Device
 from tasks.errors import InputError
 
 ERROR_FILE = "error.json"
 REFUSED = 2
+STOPPED = 128 + signal.SIGTERM
+GPU_MEMORY = ("cuda out of memory", "cuda error: out of memory", "cublas_status_alloc_failed")
+CPU_MEMORY = ("can't allocate memory", "cannot allocate memory", "bad_alloc")
+LESS_MEMORY = "Lower the stage's batch size or token budget, or run it where there is more."
 
 C = TypeVar("C", bound=Config)
 Stage = Callable[[C, Mapping[str, Path], Path], None]
@@ -47,10 +51,11 @@ def run_program(stage: Stage[C], config_class: type[C], argv: Sequence[str] | No
     except InputError as error:
         _refuse(output, str(error))
     except Exception as error:
-        message = _shortage(error, output)
-        if message is None:
-            raise
-        _refuse(output, message)
+        if message := _full_disk(error, output):
+            _refuse(output, message)
+        if device := _out_of_memory(error):
+            _refuse(output, f"The memory does not suffice ({_first_line(error)}). {LESS_MEMORY}", device)
+        raise
 
 
 def load_config(config_class: type[C], path: Path) -> C:
@@ -119,25 +124,30 @@ def _inputs(pairs: Sequence[str]) -> dict[str, Path]:
     return inputs
 
 
-def _shortage(error: Exception, output: Path) -> str | None:
-    """What to do about `error` if it says that the disk is full or the memory too small, else None.
-
-    torch and safetensors say it in words only: their exceptions carry no errno and are of no common class.
-    """
-    text = str(error)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
+def _full_disk(error: Exception, output: Path) -> str | None:
+    """What to do about `error` if it says that the disk is full, else None; safetensors says it in words only."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
         return f"The disk is full: {getattr(error, 'filename', None) or output}. Free space there and run again."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return (
-            f"The memory does not suffice ({text.splitlines()[0] if text else 'MemoryError'}). "
-            "Lower the stage's batch size or token budget, or run it where there is more."
-        )
     return None
 
 
-def _refuse(output: Path, message: str) -> None:
+def _out_of_memory(error: Exception) -> Device | None:
+    """The device whose memory does not suffice, if `error` says so; torch says it in several words."""
+    text = str(error).lower()
+    if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in GPU_MEMORY):
+        return "cuda"
+    is_short = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return "cpu" if is_short or any(words in text for words in CPU_MEMORY) else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _refuse(output: Path, message: str, out_of_memory: Device | None = None) -> None:
+    content = {"message": message} | ({"out_of_memory": out_of_memory} if out_of_memory else {})
     try:
-        (output / ERROR_FILE).write_text(json.dumps({"message": message}))
+        (output / ERROR_FILE).write_text(json.dumps(content))
     except OSError:
         print(f"(could not write {output / ERROR_FILE})", file=sys.stderr)
     print(f"error: {message}", file=sys.stderr)

@@ -1,10 +1,10 @@
 """The options that supervised fine-tuning and reward-model training share."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
-from tasks.config import Config, LoraConfig
+from tasks.config import Config, Device, LoraConfig
 from tasks.templates import ConversationTemplate
 
 
@@ -56,3 +56,15 @@ class TrainerConfig(Config):
     def weights_dtype(self) -> str:
         """Of the model as it is loaded: weights in training are kept in float32, LoRA's frozen base is not."""
         return self.dtype if self.lora else "float32"
+
+    def with_less_memory(self, device: Device) -> Self | None:
+        """Fewer records in one forward, so many more forwards in one step: divided by the smallest factor there is."""
+        size = self.per_device_batch_size
+        if size == 1:
+            return None
+        factor = next(number for number in range(2, size + 1) if size % number == 0)
+        changes = {
+            "per_device_batch_size": size // factor,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps * factor,
+        }
+        return self.model_copy(update=changes)

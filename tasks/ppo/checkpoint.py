@@ -17,7 +17,7 @@ from tasks.ppo.config import PPOConfig
 from tasks.ppo.objective import Moments
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
-FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "trackers"}
+FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "micro_batch_tokens", "rollout_batch_size", "trackers"}
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,14 @@ class Progress:
 
 
 def save_progress(output: Path, progress: Progress, tensors: Mapping[str, Tensor], config: PPOConfig) -> None:
-    """Write a checkpoint, and remove those that are neither among the newest keep_checkpoints nor the best."""
-    state = {"config": config.model_dump(mode="json"), "progress": asdict(progress)}
-    save_checkpoint(output, progress.iteration, tensors, state, LOGS)
+    """Write a checkpoint, and remove those that are neither among the newest keep_checkpoints nor the best.
+
+    Its state names under `needs` the checkpoint that the result may come from: who copies it copies that one too.
+    """
     best = [] if progress.best_iteration is None else [progress.best_iteration]
+    needs = [iteration for iteration in best if config.use_best and iteration != progress.iteration]
+    state = {"config": config.model_dump(mode="json"), "progress": asdict(progress), "needs": needs}
+    save_checkpoint(output, progress.iteration, tensors, state, LOGS)
     remove_old_checkpoints(output, config.keep_checkpoints, best)
 
 

@@ -5,9 +5,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.actor_critic.config import ActorCriticConfig, Share
+from tasks.config import Device
 from tasks.engines.config import EngineConfig
 from tasks.rewards.config import ModelReward, ScoreConfig
 from tasks.templates import ConversationTemplate
+
+DEFAULT_TOKENS: dict[Device, int] = {"cuda": 8192, "cpu": 512}
+"""The smallest micro-batch where micro_batch_tokens is None."""
 
 
 class PPOConfig(ActorCriticConfig, EngineConfig, ScoreConfig):
@@ -111,6 +115,17 @@ class PPOConfig(ActorCriticConfig, EngineConfig, ScoreConfig):
     """Callables `package.module:function` called after each iteration; see tasks/ppo/train.py, Callback."""
     seed: int = 0
     """Of prompt order, sampling, mini-batches and fresh adapters."""
+
+    def with_less_memory(self, device: Device) -> Self | None:
+        """Half the tokens of a forward and backward, and half the responses that are generated at once."""
+        tokens = self.micro_batch_tokens or DEFAULT_TOKENS[device]
+        if tokens == 1 and self.rollout_batch_size == 1:
+            return None
+        changes = {
+            "micro_batch_tokens": max(1, tokens // 2),
+            "rollout_batch_size": max(1, self.rollout_batch_size // 2),
+        }
+        return self.model_copy(update=changes)
 
     @property
     def num_iterations(self) -> int:

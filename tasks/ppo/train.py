@@ -9,7 +9,6 @@ Roll out, measure, update, and again; then OUTPUT is an `actor_critic`: policy a
 
 import math
 import resource
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,13 +29,12 @@ from tasks.ppo.rollout import Run, roll_out
 from tasks.ppo.setup import Prompts, load_callbacks, set_up
 from tasks.ppo.targets import targets_of
 from tasks.ppo.update import update
-from tasks.program import run_program, sigterm_noted
+from tasks.program import STOPPED, run_program, sigterm_noted
 from tasks.prompts import batch_of
 from tasks.samples import as_markdown, read_samples
 from tasks.trackers import Reporter
 from tasks.tracking import plot_curves, read_metrics
 
-STOPPED = 128 + signal.SIGTERM
 SHOWN = ("score", "kl", "entropy", "clip_fraction", "explained_variance", "response_length", "eval_score")
 WIDEST_GAP = 0.5  # nats, mean over the tokens: far beyond rounding
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerControl
 
-from tasks.hf_trainer import MetricsCallback, add_dropout, last_logged, training_options
+from tasks.hf_trainer import EpochSampler, MetricsCallback, add_dropout, last_logged, training_options
 from tasks.modeling import backbone, load_causal_lm
 from tasks.tracking import read_metrics
 from tasks.trainer_config import TrainerConfig
@@ -114,3 +114,23 @@ def test_a_slow_step_is_logged_at_once(tmp_path, monkeypatch):
 def test_the_newest_value_of_a_metric_is_found():
     history = [{"eval_loss": 3.0}, {"loss": 1.0}, {"eval_loss": 2.0}, {"loss": 0.5}]
     assert last_logged(SimpleNamespace(state=SimpleNamespace(log_history=history)), "eval_loss") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "smaller"), [(8, 1, (4, 2)), (2, 3, (1, 6)), (9, 1, (3, 3)), (5, 2, (1, 10)), (1, 4, None)]
+)
+def test_less_memory_means_fewer_records_at_once_and_as_many_in_a_step(size, accumulation, smaller):
+    config = TrainerConfig(per_device_batch_size=size, gradient_accumulation_steps=accumulation, max_length=77)
+    less = config.with_less_memory("cpu")
+    assert smaller == (less and (less.per_device_batch_size, less.gradient_accumulation_steps))
+    assert less is None or less.max_length == 77
+
+
+def test_the_order_of_the_records_is_of_the_seed_and_the_epoch_and_of_nothing_before():
+    def order(seed, epoch):
+        torch.rand(epoch + 3)  # what was drawn before makes no difference
+        return list(EpochSampler(4, [1, 2, 3, 4] * 8, seed, lambda: epoch))
+
+    assert order(0, 1) == order(0, 1)
+    assert sorted(order(0, 1)) == list(range(32))
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4

@@ -98,13 +98,21 @@ def ask_for_too_much(config, inputs, output):
 
 
 @pytest.mark.parametrize(
-    "stage", [ask_for_too_much, failing(MemoryError()), failing(torch.OutOfMemoryError("CUDA out of memory. Tried"))]
+    ("stage", "device"),
+    [
+        (ask_for_too_much, "cpu"),
+        (failing(MemoryError()), "cpu"),
+        (failing(OSError(errno.ENOMEM, "Cannot allocate memory")), "cpu"),
+        (failing(torch.OutOfMemoryError("CUDA out of memory. Tried")), "cuda"),
+        (failing(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")), "cuda"),
+    ],
 )
-def test_too_little_memory_is_told_with_what_to_lower(tmp_path, capsys, stage):
+def test_too_little_memory_is_told_with_what_to_lower(tmp_path, capsys, stage, device):
     message = refusal(stage, arguments(tmp_path), tmp_path, capsys)
 
     assert message.startswith("The memory does not suffice (")
     assert "batch size" in message
+    assert json.loads((tmp_path / "new" / "output" / "error.json").read_text())["out_of_memory"] == device
 
 
 @pytest.mark.parametrize(

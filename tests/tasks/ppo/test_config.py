@@ -67,3 +67,16 @@ def test_every_option_is_described_and_titled_by_its_name() -> None:
     assert len(properties) > 60
     assert [name for name, field in properties.items() if not field.get("description")] == []
     assert [name for name, field in properties.items() if field["title"] != name] == []
+
+
+def test_less_memory_means_half_the_tokens_and_half_the_responses_at_once() -> None:
+    config = PPOConfig(micro_batch_tokens=300, rollout_batch_size=3, kl_coef=0.125)
+    less = config.with_less_memory("cpu")
+    assert less is not None
+    assert (less.micro_batch_tokens, less.rollout_batch_size, less.kl_coef) == (150, 1, 0.125)
+    assert PPOConfig(micro_batch_tokens=1, rollout_batch_size=1).with_less_memory("cpu") is None
+
+
+def test_less_memory_than_the_default_is_half_of_it() -> None:
+    halves = [PPOConfig().with_less_memory(device) for device in ("cpu", "cuda")]
+    assert [half and half.micro_batch_tokens for half in halves] == [256, 4096]

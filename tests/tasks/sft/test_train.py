@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -186,6 +188,41 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, average
     assert [record["step"] for record in read_metrics(resumed)] == sorted(r["step"] for r in read_metrics(resumed))
 
 
+@pytest.mark.slow
+def test_smaller_batches_do_the_same_mathematics(tmp_path):
+    config = SFTConfig(**QUICK)
+    less = config.with_less_memory("cpu").model_dump(include={"per_device_batch_size", "gradient_accumulation_steps"})
+    whole, halved = run(tmp_path, "whole"), run(tmp_path, "halved", **less)
+    first, second = load_causal_lm(whole).state_dict(), load_causal_lm(halved).state_dict()
+    assert less == {"per_device_batch_size": 2, "gradient_accumulation_steps": 2}
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=2e-3)  # 0.03 from the start: Adam's sign
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average_from", [None, 0.25])
+def test_sigterm_ends_after_the_step_with_a_checkpoint_and_status_143(tmp_path, monkeypatch, average_from):
+    options = {"max_steps": 4, "save_steps": 100, "average_from": average_from}
+    original = sft.CompletionTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(sft.CompletionTrainer, "training_step", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path, "stopped", **options)
+    assert ended.value.code == 143
+    assert last_checkpoint(tmp_path / "stopped").name == "checkpoint-2"
+    assert signal.getsignal(signal.SIGTERM) is before
+    whole, resumed = run(tmp_path, "whole", **options), run(tmp_path, "stopped", **options)
+    first, second = load_causal_lm(whole).state_dict(), load_causal_lm(resumed).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_the_result_is_the_mean_of_the_weights_of_the_later_steps(tmp_path, monkeypatch):
     weights = []
     original = sft.CompletionTrainer.training_step
@@ -219,6 +256,8 @@ def test_a_half_written_checkpoint_is_not_resumed(tmp_path):
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).write_text("{}")
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    (tmp_path / CHECKPOINTS / "checkpoint-20" / "trainer_state.json").write_text('{"half')
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
 
 
