@@ -7,8 +7,8 @@ from pydantic import Field
 
 from tasks.artifacts import Artifact
 from tasks.config import Config
+from tasks.display import read_report
 from tasks.runner import Workplace
-from tasks.stages import read_report
 
 
 class Sample(Config):

@@ -53,12 +53,17 @@ NOT_PUBLISHED = ("checkpoints", "error.json")
 SHARED_PACKAGES = ("actor_critic", "engines", "rewards")
 CARRIERS = (
     "artifacts",
+    "checkpoint_publisher",
+    "display",
     "externals",
     "file_names",
+    "launch",
     "manifest",
     "runner",
     "s3",
+    "stage_log",
     "stages",
+    "stored_checkpoints",
     "stores",
     "supervisor",
     "transfer",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -88,7 +88,7 @@ class Manifest(Config):
         return json.dumps({**fields, "checksum": sha256_of(fields)}, indent=1, sort_keys=True).encode()
 
     @classmethod
-    def from_json(cls, data: bytes, uri: str) -> "Manifest":
+    def from_json(cls, data: bytes, uri: str) -> Self:
         """What `to_json` wrote for the artifact at `uri`; raises DamagedArtifact if it changed or a name is unsafe."""
         try:
             fields = json.loads(data)

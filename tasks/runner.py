@@ -9,28 +9,36 @@ import fcntl
 import fnmatch
 import json
 import logging
-import os
-import shlex
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.artifacts import Artifact, Store, artifact_key, code_version, fetch, find, lineage_of, publish
+from tasks.checkpoint_publisher import CheckpointPublisher
 from tasks.config import Config
 from tasks.errors import InputError
+from tasks.launch import PROJECT, OutOfMemory, StageCancelled, StageFailed, Watch, launch, tail_of
+from tasks.stage_log import publish_log
+from tasks.stored_checkpoints import Trail, fetch_newest, remove_checkpoints
 
-PROJECT = Path(__file__).resolve().parent.parent
+__all__ = [
+    "PROJECT",
+    "Outcome",
+    "Stage",
+    "StageCancelled",
+    "StageFailed",
+    "Watch",
+    "Workplace",
+    "check_inputs",
+    "run_stage",
+]
+
 LINEAGE_FILE = "lineage.json"
 NOT_PUBLISHED = ("checkpoints", "error.json")
-POLL_S = 0.2
-CANCEL_CHECK_S = 5.0
-GRACE_S = 8.0
-LOG_TAIL_LINES = 30
-OUT_OF_MEMORY_STATUS = 128 + 9
+MOST_REDUCTIONS = 4
+REDUCED = "reduced_for_memory"
 
 logger = logging.getLogger(__name__)
 
@@ -60,27 +68,11 @@ class Workplace:
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What the caller wants to hear, and to say: each new metrics record; whether to stop."""
-
-    on_metrics: Callable[[Mapping[str, float]], None]
-    cancelled: Callable[[], bool]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """A stage's artifact, and whether it was in the store already."""
 
     artifact: Artifact
     already_done: bool
-
-
-class StageFailed(RuntimeError):
-    """A stage's process ended in error; carries the command and the last lines of its log."""
-
-
-class StageCancelled(RuntimeError):
-    """The caller asked for the end of the stage."""
 
 
 def run_stage(
@@ -90,21 +82,27 @@ def run_stage(
 
     Raises InputError for a missing input, one of the wrong kind, and whatever the stage refuses; StageFailed if its
     process fails; StageCancelled if `watch.cancelled` says so. An interrupted stage leaves its checkpoints in the
-    scratch folder, where the next attempt finds them.
+    scratch folder and in the store, where the next attempt finds them, on this machine or another.
     """
     check_inputs(stage, inputs)
     options = config.model_dump(mode="json")
-    key = artifact_key(stage.name, options, inputs, code_version(stage.name))
+    version = code_version(stage.name)
+    key = artifact_key(stage.name, options, inputs, version)
     folder = place.folder / stage.name / key
+    output = folder / "output"
+    trail = Trail(place.store, stage.name, key, version, output)
     with _only_one(folder):
         if found := find(place.store, stage.name, key):
             return Outcome(found, already_done=True)
         with _full_disk_refused(folder):
-            command = _prepare(stage, config, inputs, place, folder)
-        _launch(stage, command, folder, watch)
+            output.mkdir(parents=True, exist_ok=True)
+            fetched = _fetch_inputs(stage, inputs, place, folder)
+            damaged = fetch_newest(trail, folder / "fetched")
+        with _log_kept(trail, watch), CheckpointPublisher(trail, folder / "publishing", damaged):
+            _run_within_memory(stage, config, fetched, place, folder, watch)
         artifact = publish(
             place.store,
-            folder / "output",
+            output,
             stage=stage.name,
             key=key,
             kind=makes,
@@ -112,6 +110,7 @@ def run_stage(
             inputs=inputs,
             exclude=NOT_PUBLISHED,
         )
+        remove_checkpoints(trail)
     shutil.rmtree(folder)
     return Outcome(artifact, already_done=False)
 
@@ -154,104 +153,78 @@ def _full_disk_refused(folder: Path) -> Iterator[None]:
         raise InputError(f"The disk under {folder} is full. Free space there and run again.") from error
 
 
-def _prepare(stage: Stage, config: Config, inputs: Mapping[str, Artifact], place: Workplace, folder: Path) -> list[str]:
-    """Inputs fetched and config written; returns the stage's command line."""
-    output, config_file = folder / "output", folder / "config.json"
-    output.mkdir(parents=True, exist_ok=True)
-    config_file.write_text(config.model_dump_json(indent=2))
+@contextlib.contextmanager
+def _log_kept(trail: Trail, watch: Watch) -> Iterator[None]:
+    """Publish the stage's log if the block does not succeed, and say where it is."""
+    log = trail.output / "log.txt"
+
+    def keep() -> str:
+        address = publish_log(trail.store, trail.stage, trail.key, log) or str(log)
+        logger.info("%s: the whole log is at %s", trail.stage, address)
+        watch.on_log(address, tail_of(log))
+        return address
+
+    try:
+        yield
+    except (StageFailed, StageCancelled) as error:
+        raise type(error)(f"{error}\n--- the whole log\n{keep()}") from error
+    except BaseException:  # refused, or this process is told to end
+        keep()
+        raise
+
+
+def _fetch_inputs(stage: Stage, inputs: Mapping[str, Artifact], place: Workplace, folder: Path) -> dict[str, Path]:
+    """Where each input lies on this machine."""
     fetched = {name: fetch(place.store, artifact, place.folder / "cache") for name, artifact in inputs.items()}
     if stage.wants_lineage:
         fetched["lineage"] = folder / "lineage"
         fetched["lineage"].mkdir(exist_ok=True)
         lineage = {name: lineage_of(place.store, artifact) for name, artifact in inputs.items()}
         (fetched["lineage"] / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2))
+    return fetched
+
+
+def _run_within_memory(
+    stage: Stage, config: Config, inputs: Mapping[str, Path], place: Workplace, folder: Path, watch: Watch
+) -> None:
+    """Run the stage; where memory runs out, again with smaller micro-batches, which do the same mathematics.
+
+    What was reduced stands in OUTPUT/report.json, and is kept for the next attempt in this folder.
+    """
+    note, reduced = folder / f"{REDUCED}.json", config
+    if note.is_file():
+        reduced = type(config).model_validate_json(note.read_text())
+    for num_left in reversed(range(MOST_REDUCTIONS + 1)):
+        (folder / "config.json").write_text(reduced.model_dump_json(indent=2))
+        try:
+            launch(stage.name, _command(stage, inputs, place, folder), folder / "output", watch)
+        except OutOfMemory as error:
+            smaller = reduced.with_less_memory(error.device)
+            if smaller is None or not num_left:
+                raise
+            logger.warning("%s: again with %s. %s", stage.name, _changes(reduced, smaller), error)
+            note.write_text(smaller.model_dump_json())
+            reduced = smaller
+        else:
+            break
+    if reduced != config:
+        _record(folder / "output" / "report.json", _changes(config, reduced))
+
+
+def _changes(before: Config, after: Config) -> str:
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    return ", ".join(f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name])
+
+
+def _record(report: Path, changes: str) -> None:
+    content = json.loads(report.read_text()) if report.is_file() else {}
+    report.write_text(json.dumps({**content, REDUCED: changes}, indent=2) + "\n")
+
+
+def _command(stage: Stage, inputs: Mapping[str, Path], place: Workplace, folder: Path) -> list[str]:
     launcher = [sys.executable, "-m"]
     if stage.accelerate:
         launcher += ["accelerate.commands.launch", "--config_file", str(place.accelerate_config), "-m"]
-    named = [word for name, path in fetched.items() for word in ("--input", f"{name}={path}")]
-    return [*launcher, stage.module, "--config", str(config_file), *named, "--output", str(output)]
-
-
-def _launch(stage: Stage, command: Sequence[str], folder: Path, watch: Watch) -> None:
-    """Run the command under the supervisor until it ends; raise if it did not end well."""
-    log = folder / "output" / "log.txt"
-    logger.info("%s: %s", stage.name, shlex.join(command))
-    supervisor = subprocess.Popen(
-        [sys.executable, "-m", "tasks.supervisor", "--log", str(log), "--grace-s", str(GRACE_S), "--", *command],
-        stdin=subprocess.PIPE,
-        cwd=PROJECT,
-        env=_environment(),
-        start_new_session=True,
-    )
-    try:
-        status = _watch(supervisor, folder / "output" / "metrics.jsonl", watch)
-    finally:
-        assert supervisor.stdin is not None
-        supervisor.stdin.close()
-        supervisor.wait()
-    if status != 0:
-        raise _failure(stage, command, folder / "output", status)
-
-
-def _environment() -> dict[str, str]:
-    """The stage's environment: ours without Prefect's, importing from this project, telling nobody."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return kept | {
-        "PYTHONPATH": str(PROJECT),
-        "PYTHONUNBUFFERED": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def _watch(supervisor: "subprocess.Popen[bytes]", metrics: Path, watch: Watch) -> int:
-    """Forward new metrics until the process ends; returns its exit status."""
-    position, next_check = 0, time.monotonic() + CANCEL_CHECK_S
-    while True:
-        status = supervisor.poll()
-        position = _forward(metrics, position, watch.on_metrics)
-        if status is not None:
-            return status
-        if time.monotonic() >= next_check:
-            if watch.cancelled():
-                raise StageCancelled("The run was cancelled; the stage's processes were ended.")
-            next_check = time.monotonic() + CANCEL_CHECK_S
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            supervisor.wait(POLL_S)
-
-
-def _forward(path: Path, position: int, on_metrics: Callable[[Mapping[str, float]], None]) -> int:
-    """Hand over the whole lines after byte `position`; returns where they end."""
-    if not path.exists():
-        return position
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) < position:
-            position = 0
-        file.seek(position)
-        lines = file.read().split(b"\n")[:-1]
-    for line in lines:
-        on_metrics(json.loads(line))
-    return position + sum(len(line) + 1 for line in lines)
-
-
-def _message_of(refusal: Path) -> str:
-    try:
-        return str(json.loads(refusal.read_text())["message"])
-    except json.JSONDecodeError:
-        return f"It could not write why: the disk under {refusal.parent} is full. Free space there and run again."
-
-
-def _failure(stage: Stage, command: Sequence[str], output: Path, status: int) -> Exception:
-    refusal = output / "error.json"
-    if refusal.exists():
-        return InputError(f"{stage.name}: {_message_of(refusal)}")
-    log = output / "log.txt"
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-    hint = " It was killed: most often for want of memory." if status == OUT_OF_MEMORY_STATUS else ""
-    return StageFailed(
-        f"{stage.name} ended with status {status}.{hint}\n--- last lines of {log}\n{tail}\n"
-        f"--- to run it again by hand\n{shlex.join(command)}"
-    )
+    named = [word for name, path in inputs.items() for word in ("--input", f"{name}={path}")]
+    config, output = str(folder / "config.json"), str(folder / "output")
+    return [*launcher, stage.module, "--config", config, *named, "--output", output]

@@ -1,33 +1,20 @@
 """The chain's stages as Prefect tasks: what each takes, what it makes, and what it shows in the UI."""
 
-import base64
-import contextlib
 import functools
-import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, cast
-from uuid import UUID
 
-import httpx
-from prefect import get_client, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, StateType, TaskRun
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from tasks.artifacts import Artifact, import_external, read_files
+from tasks.artifacts import Artifact, import_external
 from tasks.config import Config
+from tasks.display import Progress, run_was_cancelled, show_figures, show_log, when_api_is_back
 from tasks.errors import InputError
 from tasks.evaluate.config import EvaluateConfig
 from tasks.export.config import ExportConfig
@@ -43,9 +30,6 @@ P = ParamSpec("P")
 
 ALREADY_DONE = "AlreadyDone"
 HOUR_S = 3600
-LOG_EVERY_S = 5.0
-DRAW_EVERY_S = 10.0
-NUM_FIGURES_IN_LINE = 4
 DATA = ("data",)
 MODEL = ("model", "export")
 REWARD_MODEL = ("reward_model", "reward_adapter")
@@ -193,12 +177,6 @@ def export(
     return _run(EXPORT, config, "export", place, {"model": model, "evaluation": evaluation, **parents})
 
 
-def read_report(artifact: Artifact, place: Workplace) -> dict[str, Any]:
-    """The figures that the stage wrote of its own work; empty for what no stage of ours made."""
-    report: dict[str, Any] = json.loads(read_files(place.store, artifact, "report.json").get("report.json", "{}"))
-    return report
-
-
 def _run(
     stage: Stage, config: Config, makes: str, place: Workplace, inputs: Mapping[str, Artifact | None]
 ) -> State[Artifact]:
@@ -207,83 +185,12 @@ def _run(
     The state that it ends in holds the artifact, and is named AlreadyDone if that was in the store before.
     """
     given = {name: artifact for name, artifact in inputs.items() if artifact is not None}
-    outcome = run_stage(stage, config, given, makes, place, Watch(_Progress(stage.name), _run_was_cancelled))
+    watch = Watch(Progress(stage.name), run_was_cancelled, functools.partial(show_log, stage.name))
+    outcome = run_stage(stage, config, given, makes, place, watch)
     get_run_logger().info("%s is at %s", makes, outcome.artifact.uri)
-    _show(stage.name, outcome.artifact, place)
+    when_api_is_back(functools.partial(show_figures, stage.name, outcome.artifact, place))
     name = ALREADY_DONE if outcome.already_done else "Completed"
     return Completed(name=name, message=outcome.artifact.uri, data=outcome.artifact)
-
-
-class _Progress:
-    """Shows a stage's metrics while it runs: a line in the log, and a bar in the UI."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self.logged_at = self.drawn_at = 0.0
-        self.artifact_id: UUID | None = None
-
-    def __call__(self, record: Mapping[str, float]) -> None:
-        now, step, total = time.monotonic(), record["step"], record["total_steps"]
-        if now - self.logged_at >= LOG_EVERY_S or step == total:
-            self.logged_at = now
-            get_run_logger().info(progress_line(self.stage, record))
-        if now - self.drawn_at >= DRAW_EVERY_S or step == total:
-            self.drawn_at = now
-            self._draw(100 * step / total)
-
-    def _draw(self, percent: float) -> None:
-        with _api_may_be_away():
-            if self.artifact_id is None:
-                key = f"{_dashed(self.stage)}-progress"
-                made = create_progress_artifact(percent, key=key, description=f"Progress of {self.stage}")
-                self.artifact_id = cast(UUID, made)
-            else:
-                update_progress_artifact(self.artifact_id, percent)
-
-
-def progress_line(stage: str, record: Mapping[str, float]) -> str:
-    """`record` as one line: a bar of 20 characters, the step, and the first few figures."""
-    step, total = int(record["step"]), int(record["total_steps"])
-    filled = 20 * step // total
-    figures = [f"{name} {value:.4g}" for name, value in record.items() if name not in ("step", "total_steps", "time")]
-    return f"{stage:<13} {'█' * filled}{'░' * (20 - filled)} {step}/{total}  {'  '.join(figures[:NUM_FIGURES_IN_LINE])}"
-
-
-def _run_was_cancelled() -> bool:
-    """Whether the API says that this flow run shall end; a worker that was restarted does not tell us."""
-    with _api_may_be_away(), get_client(sync_client=True) as client:
-        state = client.read_flow_run(UUID(flow_run.id)).state
-        return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED, StateType.CRASHED)
-    return False
-
-
-@contextlib.contextmanager
-def _api_may_be_away() -> Iterator[None]:
-    """Training goes on while Prefect's API cannot be reached."""
-    try:
-        yield
-    except (httpx.TransportError, httpx.HTTPStatusError, PrefectHTTPStatusError) as error:
-        logging.getLogger(__name__).warning("Prefect's API is away: %s", error)
-
-
-def _show(stage: str, artifact: Artifact, place: Workplace) -> None:
-    """A table of the stage's figures, and its report and curves as Markdown, as artifacts of the run."""
-    figures = read_report(artifact, place)
-    rows = [{"figure": name, "value": value} for name, value in figures.items() if isinstance(value, int | float | str)]
-    create_table_artifact(table=rows, key=f"{_dashed(stage)}-figures", description=f"`{artifact.uri}`")
-    pages = [_as_markdown(*page) for page in read_files(place.store, artifact, "report.md", "*.png").items()]
-    if pages:
-        create_markdown_artifact("\n\n".join(pages), key=f"{_dashed(stage)}-report", description=f"`{artifact.uri}`")
-
-
-def _as_markdown(name: str, content: bytes) -> str:
-    if name.endswith(".png"):
-        return f"![{name}](data:image/png;base64,{base64.b64encode(content).decode()})"
-    return content.decode()
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
 
 
 class _RefusalsWithoutTraceback(logging.Filter):

@@ -172,7 +172,8 @@ class FileStore:
     def _paths(self, prefix: str) -> Iterator[tuple[str, Path]]:
         """Name and path of whatever lies under the prefix."""
         folder = self._root / prefix.rpartition("/")[0]
-        for path in sorted(folder.rglob("*")):
+        paths = [Path(top, name) for top, _, names in os.walk(folder) for name in names]  # folders may go meanwhile
+        for path in sorted(paths):
             name = path.relative_to(self._root).as_posix()
             if name.startswith(prefix) and path.is_file():
                 yield name, path

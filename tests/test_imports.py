@@ -41,7 +41,7 @@ def test_stages_do_not_load_flows() -> None:
 
 
 def test_the_runner_and_the_artifacts_load_neither_prefect_nor_torch() -> None:
-    assert not loaded_by(["tasks.runner", "tasks.artifacts", "tasks.supervisor"]) & {"prefect", "torch"}
+    assert not loaded_by(["tasks.runner", "tasks.artifacts", "tasks.supervisor", "tasks.launch"]) & {"prefect", "torch"}
 
 
 @pytest.mark.slow

@@ -2,18 +2,19 @@
 
 import errno
 import json
-import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tasks.artifacts import Artifact, fetch, store_at
+from tasks.artifacts import Artifact, fetch, find, read_files, store_at
 from tasks.errors import InputError
 from tasks.runner import Outcome, Stage, StageCancelled, StageFailed, Watch, Workplace, check_inputs, run_stage
+from tasks.stores import FileStore
 from tests.stub_stage import StubConfig
 
 STUB = Stage("stub", "tests.stub_stage", needs={}, may_have={"before": ("text",)})
@@ -89,7 +90,7 @@ def test_a_stage_that_wants_lineage_is_told_what_its_inputs_are(place: Workplace
     [folder] = [word.removeprefix("lineage=") for word in str(failure.value).split() if word.startswith("lineage=")]
     [(name, lineage)] = json.loads((Path(folder) / "lineage.json").read_text()).items()
     assert (name, lineage["uri"], lineage["stage"]) == ("before", first.artifact.uri, "stub")
-    assert lineage["config"] == {"behaviour": "work", "text": "one"}
+    assert lineage["config"] == StubConfig(text="one").model_dump()
 
 
 def test_a_missing_input_is_refused_before_launch(place: Workplace) -> None:
@@ -124,24 +125,12 @@ def test_a_failure_shows_the_log_and_the_command_to_run_again(place: Workplace) 
 
 
 def test_cancelling_ends_the_stages_processes(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.runner.CANCEL_CHECK_S", 0.3)
+    monkeypatch.setattr("tasks.launch.CANCEL_CHECK_S", 0.3)
     started = threading.Event()
     with pytest.raises(StageCancelled):
         run(place, StubConfig(behaviour="wait"), watch=Watch(lambda record: started.set(), started.is_set))
     output = str(place.folder)
     assert not [p for p in psutil.process_iter(["cmdline"]) if any(output in word for word in p.info["cmdline"] or [])]
-
-
-def test_the_stage_sees_neither_prefects_settings_nor_the_network_of_hubs(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_API_KEY", "secret")
-    from tasks.runner import _environment
-
-    environment = _environment()
-    assert "PREFECT_API_KEY" not in environment
-    assert environment["HF_HUB_OFFLINE"] == "1"
-    assert environment["PATH"] == os.environ["PATH"]
 
 
 def test_two_runs_of_the_same_stage_at_once_compute_it_once(place: Workplace) -> None:
@@ -158,6 +147,89 @@ def test_two_runs_of_the_same_stage_at_once_compute_it_once(place: Workplace) ->
 def test_the_config_is_the_file_that_the_stage_reads(place: Workplace) -> None:
     with pytest.raises(StageFailed) as failure:
         run(place, StubConfig(behaviour="fail", text="as given"))
-    command = str(failure.value).splitlines()[-1].split()
+    [command] = [line.split() for line in str(failure.value).splitlines() if " --config " in line]
     config = json.loads(Path(command[command.index("--config") + 1]).read_text())
-    assert config == {"behaviour": "fail", "text": "as given"}
+    assert StubConfig(**config) == StubConfig(behaviour="fail", text="as given")
+
+
+def test_an_attempt_on_an_empty_machine_goes_on_from_the_last_checkpoint_in_the_store(place: Workplace) -> None:
+    config = StubConfig(behaviour="train")
+    with pytest.raises(KeyboardInterrupt):
+        run(place, config, watch=Watch(lambda record: None, interrupt_at(place, 4)))
+    elsewhere = replace(place, folder=place.folder / "elsewhere")
+    outcome = run(elsewhere, config)
+    started = fetch(place.store, outcome.artifact, elsewhere.folder / "cache") / "started.json"
+    assert started.read_text() == "4"
+    assert not list(place.store.files("checkpoints/"))
+
+
+def interrupt_at(place: Workplace, step: int) -> Callable[[], bool]:
+    """Gives the question whether to stop: it is answered by Ctrl-C once the stage wrote the checkpoint of `step`."""
+
+    def asked() -> bool:
+        if list(place.folder.glob(f"stub/*/output/checkpoints/step-{step}")):
+            raise KeyboardInterrupt
+        return False
+
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def _quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.launch.CANCEL_CHECK_S", 0.2)
+
+
+def test_what_ran_out_of_memory_runs_again_with_half_until_it_fits(
+    place: Workplace, caplog: pytest.LogCaptureFixture
+) -> None:
+    hungry = run(place, StubConfig(size=8, fits=2))
+    report = json.loads((fetch(place.store, hungry.artifact, place.folder / "cache") / "report.json").read_text())
+    assert report == {"reduced_for_memory": "size 8 -> 2"}
+    assert [record.getMessage().partition(".")[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        "stub: again with size 8 -> 4",
+        "stub: again with size 4 -> 2",
+    ]
+    assert find(place.store, "stub", hungry.artifact.uri.rpartition("/")[2]) == hungry.artifact
+    assert run(place, StubConfig(size=8, fits=2)).already_done
+
+
+def test_what_never_fits_ends_with_what_to_do(place: Workplace) -> None:
+    with pytest.raises(InputError, match=r"^stub: The memory does not suffice \(MemoryError\)\. Lower the stage's"):
+        run(place, StubConfig(size=4, fits=0))
+
+
+def test_the_next_attempt_here_starts_with_what_was_reduced(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.runner.MOST_REDUCTIONS", 1)
+    with pytest.raises(InputError, match="The memory does not suffice"):
+        run(place, StubConfig(size=8, fits=2))
+    assert not run(place, StubConfig(size=8, fits=2)).already_done
+
+
+def test_without_want_of_memory_nothing_is_reduced(place: Workplace) -> None:
+    outcome = run(place, StubConfig())
+    assert read_files(place.store, outcome.artifact, "report.json") == {"report.json": b"{}"}
+
+
+@pytest.mark.parametrize("behaviour", ["fail", "refuse", "wait"])
+def test_the_whole_log_of_an_attempt_without_success_is_in_the_store(place: Workplace, behaviour: str) -> None:
+    heard: list[tuple[str, str]] = []
+    watch = Watch(lambda record: None, lambda: behaviour == "wait", lambda *said: heard.append(said))
+    with pytest.raises((StageFailed, StageCancelled, InputError)) as failure:
+        run(place, StubConfig(behaviour=behaviour), watch=watch)
+    [(address, tail)] = heard
+    name = address.removeprefix(f"{place.store.uri}/")
+    [key] = [folder.name for folder in (place.folder / "stub").iterdir() if folder.is_dir()]
+    assert name.startswith(f"logs/stub/{key}/20")
+    log = place.store.read(name)
+    assert log == (place.folder / "stub" / key / "output" / "log.txt").read_bytes()
+    assert tail == log.decode().rstrip("\n")
+    assert behaviour == "refuse" or address in str(failure.value)
+
+
+def test_a_store_that_does_not_answer_does_not_hold_up_the_failure(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.stage_log.PATIENCE_S", 0.2)
+    monkeypatch.setattr(FileStore, "write", lambda *_: time.sleep(5))
+    with pytest.raises(StageFailed, match=r"--- the whole log\n.*/output/log\.txt"):
+        run(place, StubConfig(behaviour="fail"))
