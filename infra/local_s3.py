@@ -164,7 +164,7 @@ def _spawn(folder: Path, port: int | None, detached: bool) -> subprocess.Popen[b
         raise InputError("OpenStack Swift, the local S3 server, is not installed. Run: pip install '.[s3]'")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [sys.executable, "-m", "infra.swift_server", str(folder.absolute()), "--port", str(port or 0)]
-    with (folder / LOG_FILE).open("ab") as log:
+    with open(folder / LOG_FILE, "ab", opener=_open_private) as log:
         return subprocess.Popen(
             command if detached else [*command, "--until-eof"],
             cwd=ROOT,
@@ -173,6 +173,10 @@ def _spawn(folder: Path, port: int | None, detached: bool) -> subprocess.Popen[b
             stderr=log,
             start_new_session=True,
         )
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _ready(folder: Path, process: subprocess.Popen[bytes], port: int | None) -> LocalS3:

@@ -100,6 +100,7 @@ def main() -> None:
     os.umask(0o077)
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # it may have been there before
     lock = (folder / LOCK_FILE).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,7 +233,9 @@ def _write_rings(folder: Path, ports: dict[str, int]) -> None:
         builder = RingBuilder(RING_PART_POWER, replicas=1, min_part_hours=0)
         builder.add_dev({"region": 1, "zone": 1, "weight": 1.0, "ip": ADDRESS, "port": port, "device": DEVICE})
         builder.rebalance()
-        builder.get_ring().save(str(folder / f"{name}.ring.gz"))
+        ring = folder / f"{name}.ring.gz"
+        builder.get_ring().save(str(ring))
+        ring.chmod(0o600)
 
 
 def _write_configs(folder: Path, keys: dict[str, str]) -> None:

@@ -8,14 +8,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import boto3
 import psutil
 import pytest
 from botocore.client import Config
+from botocore.exceptions import ClientError
 
 from infra import local_s3
-from infra.swift_server import MemoryCache
+from infra.swift_server import MemoryCache, load_keys
 from tasks.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -29,13 +32,13 @@ with local_s3.start(Path(sys.argv[1])) as server:
 """
 
 
-def client(server: local_s3.LocalS3) -> Any:
+def client(server: local_s3.LocalS3, secret: str | None = None) -> Any:
     environment = server.environment
     return boto3.client(
         "s3",
         endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
         aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        aws_secret_access_key=secret or environment["AWS_SECRET_ACCESS_KEY"],
         region_name=environment["AWS_REGION"],
         config=Config(retries={"total_max_attempts": 1}),
     )
@@ -70,15 +73,36 @@ def test_data_keys_and_port_are_kept_over_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_listens_on_loopback_only_and_keeps_its_secrets_to_itself(tmp_path: Path) -> None:
-    with local_s3.start(tmp_path) as server:
+    folder = tmp_path / "s3"
+    folder.mkdir(mode=0o755)
+    with local_s3.start(folder) as server:
         listening = [c for c in psutil.Process(server.pid).net_connections() if c.status == psutil.CONN_LISTEN]
         assert len(listening) == 4
         assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
         assert server.port in {connection.laddr.port for connection in listening}
+        client(server).create_bucket(Bucket="bucket")
+        client(server).put_object(Bucket="bucket", Key="key", Body=b"data")
         secret = server.environment["AWS_SECRET_ACCESS_KEY"]
-        holders = [path for path in tmp_path.iterdir() if path.is_file() and secret in path.read_text(errors="ignore")]
-        assert len(holders) == 2
-        assert {path.stat().st_mode & 0o777 for path in holders} == {0o600}
+        holders = [path.name for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+        assert sorted(holders) == ["keys.json", "proxy.conf"]
+        everything = [folder, *folder.rglob("*")]
+        assert len(everything) > 20
+        assert [path for path in everything if path.stat().st_mode & 0o077] == []
+        with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+            client(server, secret="a guess").list_buckets()
+        for path in ("bucket/key", "v1/AUTH_local/bucket/key"):  # S3's and Swift's own, without a signature
+            with pytest.raises(HTTPError, match=r"Error 4\d\d"):
+                urlopen(f"{server.endpoint}/{path}", timeout=10)
+
+
+def test_every_folder_gets_keys_of_its_own_at_the_first_start_and_keeps_them(tmp_path: Path) -> None:
+    first, second = load_keys(tmp_path), load_keys(tmp_path)
+    (tmp_path / "other").mkdir()
+    other = load_keys(tmp_path / "other")
+    assert first == second
+    assert len({first["secret_key"], first["salt"], other["secret_key"], other["salt"]}) == 4
+    assert min(len(first["secret_key"]), len(first["salt"])) >= 32
+    assert (tmp_path / "keys.json").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.slow
