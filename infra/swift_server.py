@@ -29,6 +29,7 @@ LOCK_FILE, STATE_FILE, KEYS_FILE = "lock", "server.json", "keys.json"
 RUNNING_ALREADY, PORT_TAKEN = 3, 4
 RING_PART_POWER = 4
 DEVICE = "disk"
+MARK = "X-Inside"
 
 COMMON = """
 [DEFAULT]
@@ -126,21 +127,50 @@ def serve(folder: Path, port: int, until_eof: bool) -> None:
     utils.validate_configuration()
     utils.FALLOCATE_RESERVE, utils.FALLOCATE_IS_PERCENT = 1, True
     utils.get_logger({"log_level": "WARNING"}, log_to_console=True)
+    inside = _mark_requests_between_servers()
     for name, listener in sockets.items():
-        eventlet.spawn(_serve_one, folder / f"{name}.conf", listener)
+        eventlet.spawn(_serve_one, folder / f"{name}.conf", listener, inside if name in BACKENDS else None)
     _write_private(folder / STATE_FILE, json.dumps({"pid": os.getpid(), "port": front.getsockname()[1]}))
     _wait(until_eof)
 
 
-def _serve_one(config: Path, listener: socket.socket) -> None:
+def _mark_requests_between_servers() -> str:
+    """Make every request of ours to a backend carry a mark, drawn at this start; returns it."""
+    from swift.common.bufferedhttp import BufferedHTTPConnection
+
+    mark, put_request = secrets.token_hex(16), BufferedHTTPConnection.putrequest
+
+    def put_marked_request(self: Any, *args: Any, **kwargs: Any) -> None:
+        put_request(self, *args, **kwargs)
+        self.putheader(MARK, mark)
+
+    BufferedHTTPConnection.putrequest = put_marked_request
+    return mark
+
+
+def _marked_only(app: App, mark: str) -> App:
+    """Swift's backends ask for no keys: without the mark another user of this machine could read and write all."""
+
+    def serve_request(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        given = environment.get(f"HTTP_{MARK.upper().replace('-', '_')}", "")
+        if secrets.compare_digest(given.encode(), mark.encode()):
+            return app(environment, start_response)
+        start_response("403 Forbidden", [("Content-Length", "0")])
+        return []
+
+    return serve_request
+
+
+def _serve_one(config: Path, listener: socket.socket, mark: str | None) -> None:
     from eventlet import wsgi
     from swift.common.http_protocol import SwiftHttpProtocol
     from swift.common.utils import NullLogger
     from swift.common.wsgi import loadapp
 
+    app = loadapp(str(config), allow_modify_pipeline=False)
     wsgi.server(
         listener,
-        loadapp(str(config), allow_modify_pipeline=False),
+        app if mark is None else _marked_only(app, mark),
         NullLogger(),
         protocol=SwiftHttpProtocol,
         socket_timeout=60,

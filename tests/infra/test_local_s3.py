@@ -88,6 +88,9 @@ def test_it_listens_on_loopback_only_and_keeps_its_secrets_to_itself(tmp_path: P
         everything = [folder, *folder.rglob("*")]
         assert len(everything) > 20
         assert [path for path in everything if path.stat().st_mode & 0o077] == []
+        for port in {connection.laddr.port for connection in listening} - {server.port}:  # of Swift's backends
+            with pytest.raises(HTTPError, match="Error 403"):
+                urlopen(f"http://127.0.0.1:{port}/disk/0/AUTH_local", timeout=10)
         with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
             client(server, secret="a guess").list_buckets()
         for path in ("bucket/key", "v1/AUTH_local/bucket/key"):  # S3's and Swift's own, without a signature
