@@ -10,18 +10,19 @@ interrupted and runs again sends only what is missing.
 import fnmatch
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tasks import externals
+from tasks.cache import in_use
 from tasks.errors import InputError
 from tasks.file_names import require_publishable
 from tasks.manifest import (
-    CHUNK_BYTES,
     MANIFEST,
     Artifact,
     DamagedArtifact,
@@ -29,10 +30,12 @@ from tasks.manifest import (
     artifact_folder,
     content_digest,
     describe_folder,
+    fitting_chunk_bytes,
+    names_in,
     sha256_of,
 )
 from tasks.stores import Store, store_at
-from tasks.transfer import cache_lock, download, is_intact, read_verified, upload
+from tasks.transfer import bring, read_verified, upload
 
 __all__ = [
     "Artifact",
@@ -41,6 +44,7 @@ __all__ = [
     "artifact_key",
     "code_version",
     "fetch",
+    "fetched",
     "find",
     "import_external",
     "lineage_of",
@@ -53,6 +57,7 @@ NOT_PUBLISHED = ("checkpoints", "error.json")
 SHARED_PACKAGES = ("actor_critic", "engines", "rewards")
 CARRIERS = (
     "artifacts",
+    "cache",
     "checkpoint_publisher",
     "display",
     "externals",
@@ -61,6 +66,10 @@ CARRIERS = (
     "manifest",
     "runner",
     "s3",
+    "s3_abilities",
+    "s3_options",
+    "s3_requests",
+    "s3_uploads",
     "stage_log",
     "stages",
     "stored_checkpoints",
@@ -126,19 +135,21 @@ def publish(
     config: Mapping[str, Any],
     inputs: Mapping[str, Artifact],
     exclude: Sequence[str] = NOT_PUBLISHED,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Artifact:
     """Upload `folder` without the top-level names in `exclude`, then its manifest; returns the artifact under `key`.
 
     If another attempt published under this key first, that one is the artifact and is returned.
-    `chunk_bytes` is the unit that is sent and verified; S3 wants at least 5 MiB.
+    `chunk_bytes` is the unit that is sent and verified, S3 wants at least 5 MiB; None = what fits the largest file.
     """
     if there := find(store, stage, key):
         return there
-    files = describe_folder(folder, exclude, chunk_bytes)
-    if not files:
+    sizes = {name: (folder / name).stat().st_size for name in names_in(folder, exclude)}
+    if not sizes:
         raise InputError(f"The stage {stage} left no files in {folder}: nothing to publish.")
-    require_publishable(folder, files)
+    require_publishable(folder, sizes)
+    chunk_bytes = chunk_bytes or fitting_chunk_bytes(max(sizes.values()))
+    files = describe_folder(folder, exclude, chunk_bytes)
     manifest = Manifest(
         stage=stage,
         key=key,
@@ -174,20 +185,26 @@ def import_external(source: str, kind: str | None = None) -> Artifact:
     return externals.describe(source, kind)
 
 
-def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:
-    """The local folder (for a plain file, the file) that holds `artifact`, every chunk verified.
+@contextmanager
+def fetched(store: Store, artifact: Artifact, folder: Path) -> Iterator[Path]:
+    """The local folder (for a plain file, the file) that holds `artifact`, every chunk hashed now.
 
-    Goes through the cache `folder`/<digest>, which several processes may share. What lies there is
-    hashed again only if its size or time changed since it was verified. Something local is not copied.
+    It is an entry of the cache `folder`, which several processes may share, and is not evicted while the block runs.
+    What is damaged there is fetched again. Something local is not copied.
     """
     if ARTIFACT_URI.fullmatch(artifact.uri) is None:
-        return externals.fetch(artifact, folder)
+        with externals.fetched(artifact, folder) as path:
+            yield path
+        return
     store, manifest = _locate(store, artifact)
-    target = folder / artifact.digest
-    with cache_lock(target):
-        if not is_intact(target, manifest):
-            download(store, manifest, target)
-    return target
+    with in_use(folder / artifact.digest, manifest.size_bytes, partial(bring, store, manifest)) as target:
+        yield target
+
+
+def fetch(store: Store, artifact: Artifact, folder: Path) -> Path:
+    """As `fetched`, for a `folder` from which nobody evicts: nothing holds the entry."""
+    with fetched(store, artifact, folder) as path:
+        return path
 
 
 def read_files(store: Store, artifact: Artifact, *patterns: str) -> dict[str, bytes]:

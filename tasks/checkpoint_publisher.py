@@ -21,7 +21,7 @@ from tasks.stored_checkpoints import (
     snapshot,
     stored_steps,
 )
-from tasks.stores import Store, Stored, Unfinished, Upload
+from tasks.stores import Content, Store, Stored, Unfinished, Upload
 
 POLL_S = 1.0
 PAUSE_AFTER_FAILURE_S = 30.0
@@ -135,8 +135,8 @@ class _Abandonable:
     def write(self, name: str, data: bytes) -> None:
         self._asked().write(name, data)
 
-    def begin(self, name: str, entry: FileEntry) -> Upload | None:
-        upload = self._asked().begin(name, entry)
+    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
+        upload = self._asked().begin(name, entry, resume)
         return None if upload is None else _AbandonableUpload(upload, self)
 
     def files(self, prefix: str) -> Iterator[Stored]:
@@ -166,7 +166,7 @@ class _AbandonableUpload:
         self._upload = upload
         self._store = store
 
-    def send(self, index: int, start: int, data: bytes) -> None:
+    def send(self, index: int, start: int, data: Content) -> None:
         self._store.check()
         self._upload.send(index, start, data)
 

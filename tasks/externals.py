@@ -1,17 +1,23 @@
 """Things that exist already, outside our stores: local files and folders, S3 objects, the Hugging Face hub."""
 
+import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
+from tasks.cache import in_use
 from tasks.errors import InputError
 from tasks.manifest import CHUNK_BYTES, Artifact, content_digest, describe_file, describe_folder, sha256_of, spans
 from tasks.safe_loading import refuse_pickled_weights
-from tasks.transfer import cache_lock
+from tasks.stores import sync_folder
+from tasks.transfer import PARTIAL
 
 if TYPE_CHECKING:
     from tasks.s3 import S3Store
@@ -20,6 +26,9 @@ HUB_NAME = re.compile(r"(hf://)?(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SMALL_FILES = ["config.json", "adapter_config.json", "scalar_head.json", "README.md"]
 MODEL_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+RECORD = ".sha256.json"  # after the name of a copy: what it was when it came
+
+logger = logging.getLogger(__name__)
 
 
 def describe(source: str, kind: str | None = None) -> Artifact:
@@ -38,17 +47,20 @@ def describe(source: str, kind: str | None = None) -> Artifact:
     raise InputError(f"{source}: there is no {path}. Give an existing file or folder, an s3:// object or a hub name.")
 
 
-def fetch(artifact: Artifact, folder: Path) -> Path:
-    """The local file or folder that holds what `describe` described; `folder` is the cache."""
+@contextmanager
+def fetched(artifact: Artifact, folder: Path) -> Iterator[Path]:
+    """The local file or folder that holds what `describe` described; what is copied is kept in the cache `folder`."""
     scheme = urlsplit(artifact.uri).scheme
-    if scheme == "hf":
-        return _fetch_hub(artifact)
     if scheme == "s3":
-        return _fetch_object(artifact, folder)
-    path = Path(unquote(urlsplit(artifact.uri).path))
-    if not path.exists():
-        raise InputError(f"{path} is gone since it was looked up. Put it back or name another.")
-    return path
+        with in_use(folder / artifact.digest, artifact.size_bytes, partial(_copy_object, artifact)) as copy:
+            yield copy / _place_of(artifact.uri)[2]
+    elif scheme == "hf":
+        yield _fetch_hub(artifact)
+    else:
+        path = Path(unquote(urlsplit(artifact.uri).path))
+        if not path.exists():
+            raise InputError(f"{path} is gone since it was looked up. Put it back or name another.")
+        yield path
 
 
 def kind_of(folder: Path) -> str:
@@ -94,44 +106,73 @@ def _describe_path(path: Path, kind: str | None) -> Artifact:
 
 
 def _describe_object(source: str, kind: str) -> Artifact:
-    head = _bucket_of(source).head(_name_of(source))
-    if not head:
+    folder, name = _folder_of(source)
+    head = folder.head(name) if name else {}
+    digest = _digest_of(kind, head)
+    if digest is None:
         raise InputError(f"There is no object {source}. Check the address; a folder's objects are given one by one.")
-    size = int(head["ContentLength"])
-    return Artifact(uri=source, kind=kind, digest=sha256_of([kind, head["ETag"], size]), size_bytes=size)
+    return Artifact(uri=source, kind=kind, digest=digest, size_bytes=int(head["ContentLength"]))
 
 
-def _fetch_object(artifact: Artifact, folder: Path) -> Path:
-    """A copy of the S3 object in the cache; refused if the object changed since it was looked up."""
-    name = _name_of(artifact.uri)
-    target = folder / artifact.digest / Path(name).name
-    with cache_lock(folder / artifact.digest):
-        if target.is_file() and target.stat().st_size == artifact.size_bytes:
-            return target
-        if _describe_object(artifact.uri, artifact.kind).digest != artifact.digest:
-            raise InputError(f"{artifact.uri} changed since it was looked up. Start the run again.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        bucket = _bucket_of(artifact.uri)
-        partial = target.with_name(target.name + ".partial")
-        with partial.open("wb") as file:
-            for start, length in spans(artifact.size_bytes, CHUNK_BYTES):
-                file.write(bucket.read_range(name, start, length) or b"")
-            file.flush()
-            os.fsync(file.fileno())
-        if partial.stat().st_size != artifact.size_bytes:
-            raise InputError(f"{artifact.uri} changed while it was copied. Start the run again.")
-        partial.rename(target)
-    return target
+def _copy_object(artifact: Artifact, target: Path) -> None:
+    """Make the cache's entry `target` of the S3 object; refused if the object changed since it was looked up.
+
+    S3 tells no SHA-256 of an object: the copy's own is kept beside it, and a copy that no longer has it is replaced.
+    """
+    copy = target / _place_of(artifact.uri)[2]
+    record = copy.with_name(copy.name + RECORD)
+    if copy.is_file() and record.is_file():
+        if record.read_text() == describe_file(copy).model_dump_json():
+            return
+        logger.warning("%s is damaged: it does not match its SHA-256; it is fetched again.", copy)
+    target.mkdir(parents=True, exist_ok=True)
+    arriving = copy.with_name(copy.name + PARTIAL)
+    _download_object(artifact, arriving)
+    record.write_text(describe_file(arriving).model_dump_json())
+    arriving.rename(copy)
+    sync_folder(target)
 
 
-def _bucket_of(uri: str) -> "S3Store":
+def _download_object(artifact: Artifact, path: Path) -> None:
+    folder, name = _folder_of(artifact.uri)
+    before = folder.head(name)
+    with path.open("wb") as file:
+        for start, length in spans(artifact.size_bytes, CHUNK_BYTES):
+            file.write(folder.read_range(name, start, length) or b"")
+        file.flush()
+        os.fsync(file.fileno())
+    if {_digest_of(artifact.kind, head) for head in (before, folder.head(name))} != {artifact.digest}:
+        raise InputError(f"{artifact.uri} changed since it was looked up. Start the run again.")
+    with path.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    told = before["ETag"].strip('"')
+    if path.stat().st_size != artifact.size_bytes or (_is_md5(before) and told != md5):
+        raise ConnectionError(f"{artifact.uri} did not arrive as it is stored: MD5 {md5}, expected {told}.")
+
+
+def _digest_of(kind: str, head: Mapping[str, Any]) -> str | None:
+    """The digest of an S3 object as the server describes it; None for one that is gone."""
+    return sha256_of([kind, head["ETag"], int(head["ContentLength"])]) if head else None
+
+
+def _is_md5(head: Mapping[str, Any]) -> bool:
+    """Whether an object's ETag is the MD5 of its content: it was sent in one piece and is not encrypted by a KMS."""
+    return "-" not in head["ETag"] and head.get("ServerSideEncryption", "AES256") == "AES256"
+
+
+def _folder_of(uri: str) -> "tuple[S3Store, str]":
+    """The part of the bucket in which an S3 object lies, and its name there."""
     from tasks.s3 import S3Store
 
-    return S3Store(urlsplit(uri).netloc, make=False)
+    bucket, folder, name = _place_of(uri)
+    return S3Store(bucket, folder, make=False), name
 
 
-def _name_of(uri: str) -> str:
-    return uri.split("/", 3)[3] if uri.count("/") > 2 else ""
+def _place_of(uri: str) -> tuple[str, str, str]:
+    """Bucket, folder and last name of an S3 object's address."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    folder, _, name = key.rpartition("/")
+    return bucket, folder, name
 
 
 def _describe_hub(name: str, revision: str | None, kind: str | None, tried: Path) -> Artifact:

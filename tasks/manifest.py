@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,8 +14,12 @@ from tasks.config import Config
 from tasks.errors import InputError
 from tasks.file_names import fault_of_names
 
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 8 * 2**20
+MAX_CHUNK_BYTES = 64 * 2**20
+MAX_CHUNKS = 10_000  # S3 takes no more parts
 NUM_THREADS = 8
+NUM_HASHERS = min(NUM_THREADS, os.cpu_count() or 1)
+HASHED_AT_ONCE = 2**18  # bytes: stays in a core's cache
 MANIFEST = "manifest.json"
 
 
@@ -120,32 +124,66 @@ def content_digest(kind: str, files: dict[str, FileEntry]) -> str:
     return sha256_of([kind, sorted((name, entry.size, entry.sha256) for name, entry in files.items())])
 
 
-def describe_folder(folder: Path, exclude: Sequence[str] = (), chunk_bytes: int = CHUNK_BYTES) -> dict[str, FileEntry]:
-    """Every file of `folder` by its relative name, hashed; the top-level names in `exclude` are left out."""
-    names = sorted(
+def names_in(folder: Path, exclude: Sequence[str] = ()) -> list[str]:
+    """The relative names of all files of `folder` but the top-level ones in `exclude`, sorted."""
+    return sorted(
         path.relative_to(folder).as_posix()
         for top in folder.iterdir()
         if top.name not in exclude
         for path in ([top] if top.is_file() else top.rglob("*"))
         if path.is_file()
     )
-    with ThreadPoolExecutor(min(NUM_THREADS, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda name: describe_file(folder / name, chunk_bytes), names), strict=True))
+
+
+def describe_folder(folder: Path, exclude: Sequence[str] = (), chunk_bytes: int = CHUNK_BYTES) -> dict[str, FileEntry]:
+    """Every file of `folder` by its relative name, hashed; the top-level names in `exclude` are left out."""
+    with ThreadPoolExecutor(NUM_HASHERS) as pool:
+        begun = {name: _describe(folder / name, chunk_bytes, pool) for name in names_in(folder, exclude)}
+        return {name: entry() for name, entry in begun.items()}
 
 
 def describe_file(path: Path, chunk_bytes: int = CHUNK_BYTES) -> FileEntry:
-    """Size, SHA-256 and chunk hashes of one file, read once."""
-    whole = hashlib.sha256()
-    chunks: list[str] = []
-    size = 0
-    with path.open("rb") as file:
-        while (data := file.read(chunk_bytes)) or not chunks:
-            whole.update(data)
-            chunks.append(hashlib.sha256(data).hexdigest())
-            size += len(data)
-    return FileEntry(size=size, sha256=whole.hexdigest(), chunks=chunks)
+    """Size, SHA-256 and chunk hashes of one file."""
+    with ThreadPoolExecutor(NUM_HASHERS) as pool:
+        return _describe(path, chunk_bytes, pool)()
+
+
+def sha256_of_span(path: Path, start: int, length: int) -> str:
+    """SHA-256 of `length` bytes of a file from `start`, or of those that there are."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(length, HASHED_AT_ONCE)))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while length and (size := file.readinto(buffer[:length])):
+            digest.update(buffer[:size])
+            length -= size
+    return digest.hexdigest()
+
+
+def fitting_chunk_bytes(largest: int) -> int:
+    """The chunk size, in bytes, with which a file of `largest` bytes has no more chunks than S3 takes parts.
+
+    Raises InputError for a file whose chunks would take more memory than the transfer of a stage may.
+    """
+    chunk_bytes = CHUNK_BYTES
+    while chunk_bytes * MAX_CHUNKS < largest:
+        chunk_bytes *= 2
+    if chunk_bytes > MAX_CHUNK_BYTES:
+        raise InputError(
+            f"A file of {largest / 2**30:.0f} GiB is larger than {MAX_CHUNKS} chunks of {MAX_CHUNK_BYTES // 2**20} "
+            "MiB, the most that a store takes. Save it in several files (max_shard_size of save_pretrained)."
+        )
+    return chunk_bytes
 
 
 def spans(size: int, chunk_bytes: int) -> list[tuple[int, int]]:
     """(start, length) of every chunk of a file of `size` bytes; an empty file is one empty chunk."""
     return [(start, min(chunk_bytes, size - start)) for start in range(0, max(size, 1), chunk_bytes)]
+
+
+def _describe(path: Path, chunk_bytes: int, pool: Executor) -> Callable[[], FileEntry]:
+    """Has the file hashed in the pool's threads; the result gives the entry when they are ready."""
+    size = path.stat().st_size
+    whole = pool.submit(sha256_of_span, path, 0, size)
+    parts = spans(size, chunk_bytes)
+    chunks = [pool.submit(sha256_of_span, path, *part) for part in parts] if len(parts) > 1 else [whole]
+    return lambda: FileEntry(size=size, sha256=whole.result(), chunks=[chunk.result() for chunk in chunks])

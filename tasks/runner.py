@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.artifacts import Artifact, Store, artifact_key, code_version, fetch, find, lineage_of, publish
+from tasks.artifacts import Artifact, Store, artifact_key, code_version, fetched, find, lineage_of, publish
 from tasks.checkpoint_publisher import CheckpointPublisher
 from tasks.config import Config
 from tasks.errors import InputError
@@ -91,15 +91,15 @@ def run_stage(
     folder = place.folder / stage.name / key
     output = folder / "output"
     trail = Trail(place.store, stage.name, key, version, output)
-    with _only_one(folder):
+    with _only_one(folder), contextlib.ExitStack() as in_use:
         if found := find(place.store, stage.name, key):
             return Outcome(found, already_done=True)
         with _full_disk_refused(folder):
             output.mkdir(parents=True, exist_ok=True)
-            fetched = _fetch_inputs(stage, inputs, place, folder)
+            paths = _fetch_inputs(stage, inputs, place, folder, in_use)
             damaged = fetch_newest(trail, folder / "fetched")
         with _log_kept(trail, watch), CheckpointPublisher(trail, folder / "publishing", damaged):
-            _run_within_memory(stage, config, fetched, place, folder, watch)
+            _run_within_memory(stage, config, paths, place, folder, watch)
         artifact = publish(
             place.store,
             output,
@@ -173,15 +173,18 @@ def _log_kept(trail: Trail, watch: Watch) -> Iterator[None]:
         raise
 
 
-def _fetch_inputs(stage: Stage, inputs: Mapping[str, Artifact], place: Workplace, folder: Path) -> dict[str, Path]:
-    """Where each input lies on this machine."""
-    fetched = {name: fetch(place.store, artifact, place.folder / "cache") for name, artifact in inputs.items()}
+def _fetch_inputs(
+    stage: Stage, inputs: Mapping[str, Artifact], place: Workplace, folder: Path, in_use: contextlib.ExitStack
+) -> dict[str, Path]:
+    """Where each input lies on this machine; what is in the cache is held there until `in_use` closes."""
+    cache = place.folder / "cache"
+    paths = {name: in_use.enter_context(fetched(place.store, artifact, cache)) for name, artifact in inputs.items()}
     if stage.wants_lineage:
-        fetched["lineage"] = folder / "lineage"
-        fetched["lineage"].mkdir(exist_ok=True)
+        paths["lineage"] = folder / "lineage"
+        paths["lineage"].mkdir(exist_ok=True)
         lineage = {name: lineage_of(place.store, artifact) for name, artifact in inputs.items()}
-        (fetched["lineage"] / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2))
-    return fetched
+        (paths["lineage"] / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2))
+    return paths
 
 
 def _run_within_memory(

@@ -1,60 +1,32 @@
-"""A store in a bucket of any S3 server. The only S3 code.
+"""A store in a bucket of any S3 server.
 
-Credentials, region and endpoint come from the usual AWS variables and files. Nothing relies on a server's
-conditional writes: where they work they decide a race early, that is all.
+Credentials, region and endpoint come from the usual AWS variables and files, the rest from tasks/s3_options.py.
+Nothing relies on more than the server was found to do (tasks/s3_abilities.py).
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-import boto3
-from botocore.client import Config as ClientConfig
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    NoRegionError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    ResponseStreamingError,
-    SSLError,
-)
-from botocore.exceptions import ConnectionError as NoConnection
+from botocore.exceptions import BotoCoreError, ClientError, ResponseStreamingError
+from pydantic import ValidationError
 
 from tasks.errors import InputError
 from tasks.manifest import NUM_THREADS, FileEntry
-from tasks.stores import Stored, Unfinished, Upload
+from tasks.s3_abilities import Abilities, probe
+from tasks.s3_options import options_from
+from tasks.s3_requests import DEFAULT_REGION, LOCAL_SERVER, OTHER_CONTENT, Requests, code_of, status_of
+from tasks.s3_uploads import PartsUpload, WholeUpload, elect
+from tasks.stores import ChangedContent, Content, Stored, Unfinished, Upload
 
-PATIENCE_S = 120.0
-PAUSE_S = 1.0
-DEFAULT_REGION = "us-east-1"
-LOCAL_SERVER = "For a server on this machine: python -m infra.local_s3 start, then eval the lines of its `env`."
-CREDENTIALS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to keys of this server."
-RIGHTS = "Give these keys the right to list, read and write there, or use others."
-CLOCK = "Set this machine's clock (timedatectl set-ntp true)."
-ELSEWHERE = "The bucket lies in another region: set AWS_REGION to it."
-REMEDIES = {
-    "InvalidAccessKeyId": CREDENTIALS,
-    "SignatureDoesNotMatch": CREDENTIALS,
-    "ExpiredToken": "Log in again: the session has expired.",
-    "AccessDenied": RIGHTS,
-    "403": RIGHTS,
-    "RequestTimeTooSkewed": CLOCK,
-    "RequestExpired": CLOCK,
-    "PermanentRedirect": ELSEWHERE,
-    "AuthorizationHeaderMalformed": ELSEWHERE,
-    "NoSuchBucket": "Create the bucket, or correct the store's address.",
-    "InvalidBucketName": "A bucket's name is 3 to 63 lower-case letters, digits, dots and hyphens.",
-    "QuotaExceeded": "The store is full: free space there.",
-}
-OUTAGES = (HTTPClientError, NoConnection, ResponseStreamingError, IncompleteReadError)
+OPENING_PATIENCE_S = 15.0
+MAKES_AN_OBJECT = ("put_object", "create_multipart_upload")
 
-T = TypeVar("T")
+_found: dict[tuple[str, str], Abilities] = {}
+_finding = threading.Lock()
 
 
 class S3Store:
@@ -62,10 +34,24 @@ class S3Store:
 
     def __init__(self, bucket: str, prefix: str = "", make: bool = True) -> None:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._bucket = bucket
+        self._options = options_from()
+        self._requests = Requests(self.uri, self._options)
+        self._bucket = {"Bucket": bucket, **self._options.for_every_request}
         self._prefix = f"{prefix}/" if prefix else ""
-        self._client = self._new_client()
         self._open(make)
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address."""
+        return self._requests.endpoint
+
+    def abilities(self, anew: bool = False) -> Abilities:
+        """What the server can do: as found before, in this process or, kept in the store, in another; else tried."""
+        here = (self.endpoint, self._bucket["Bucket"])
+        with _finding:
+            if anew or here not in _found:
+                _found[here] = (None if anew else self._kept_abilities()) or self._new_abilities()
+            return _found[here]
 
     def read(self, name: str) -> bytes | None:
         return self._get(name)
@@ -74,24 +60,27 @@ class S3Store:
         return self._get(name, Range=f"bytes={start}-{start + length - 1}") if length else b""
 
     def create(self, name: str, data: bytes) -> None:
+        if not self.abilities().conditional_create:
+            if self.read(name) is None:
+                elect(self, name, data)
+            return
         try:
-            self.call("put_object", name, Body=data, IfNoneMatch="*")
+            self.send("put_object", name, Content.of(data), IfNoneMatch="*")
         except ClientError as error:
-            if _code(error) in ("NotImplemented", "InvalidArgument"):
-                self.call("put_object", name, Body=data)
-            elif _status(error) not in (409, 412):
+            if status_of(error) != 412:
                 raise
 
     def write(self, name: str, data: bytes) -> None:
-        self.call("put_object", name, Body=data)
+        self.send("put_object", name, Content.of(data))
 
     def files(self, prefix: str) -> Iterator[Stored]:
-        for page in self._pages("list_objects_v2", prefix):
+        for page in self._pages("list_objects_v2", prefix, {"NextContinuationToken": "ContinuationToken"}):
             for file in page.get("Contents", []):
                 yield Stored(file["Key"].removeprefix(self._prefix), file["Size"], file["LastModified"])
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
-        for page in self._pages("list_multipart_uploads", prefix):
+        markers = {"NextKeyMarker": "KeyMarker", "NextUploadIdMarker": "UploadIdMarker"}
+        for page in self._pages("list_multipart_uploads", prefix, markers):
             for upload in page.get("Uploads", []):
                 yield Unfinished(upload["Key"].removeprefix(self._prefix), upload["UploadId"], upload["Initiated"])
 
@@ -103,13 +92,13 @@ class S3Store:
         try:
             self.call("abort_multipart_upload", write.name, UploadId=write.id)
         except ClientError as error:
-            if _status(error) != 404:
+            if status_of(error) != 404:
                 raise
 
-    def begin(self, name: str, entry: FileEntry) -> Upload | None:
+    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
         if self.has(name, entry):
             return None
-        return _PartsUpload(self, name, entry) if len(entry.chunks) > 1 else _WholeUpload(self, name, entry)
+        return PartsUpload(self, name, entry, resume) if len(entry.chunks) > 1 else WholeUpload(self, name, entry)
 
     def has(self, name: str, entry: FileEntry) -> bool:
         """Whether exactly this file was written under `name` before."""
@@ -118,194 +107,148 @@ class S3Store:
 
     def head(self, name: str) -> dict[str, Any]:
         """What the server says about `name` without its content; empty where there is no such object."""
-        try:
-            return self.call("head_object", name)
-        except ClientError as error:
-            if _status(error) != 404:
-                raise
-            return {}
+        key = self._prefix + name
+        return self._unless_absent(key, lambda client: client.head_object(**self._bucket, Key=key)) or {}
 
-    def open_parts(self, name: str) -> tuple[str | None, dict[int, str]]:
-        """The id of an interrupted upload of `name`, None if there is none, and the ETags of the parts that arrived."""
-        ids = [upload.id for upload in self.unfinished(name) if upload.name == name]
-        if not ids:
-            return None, {}
+    def open_upload(self, name: str) -> str | None:
+        """The id of an interrupted upload of `name`; None if there is none, or none can be seen."""
+        if not self.abilities().lists_uploads:
+            return None
+        return next((upload.id for upload in self.unfinished(name) if upload.name == name), None)
+
+    def parts(self, name: str, id: str) -> dict[int, str]:
+        """The ETags of the parts of an upload that have arrived; none if the upload is gone."""
         parts: dict[int, str] = {}
         page: dict[str, Any] = {"IsTruncated": True, "NextPartNumberMarker": 0}
-        while page["IsTruncated"]:
-            page = self.call("list_parts", name, UploadId=ids[-1], PartNumberMarker=page["NextPartNumberMarker"])
+        while page.get("IsTruncated"):
+            try:
+                page = self.call("list_parts", name, UploadId=id, PartNumberMarker=page["NextPartNumberMarker"])
+            except ClientError as error:
+                if status_of(error) != 404:
+                    raise
+                return {}
             parts.update({part["PartNumber"]: part["ETag"] for part in page.get("Parts", [])})
-        return ids[-1], parts
+        return parts
 
     def call(self, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
         """What the S3 operation on the object `name` answers."""
-        place = {"Bucket": self._bucket, "Key": self._prefix + name}
-        return self._attempt(lambda client: getattr(client, operation)(**place, **arguments))
+        return self._requests.send(lambda client: self._ask(client, operation, name, arguments))
 
-    def _pages(self, operation: str, prefix: str) -> Iterator[dict[str, Any]]:
-        """The answers of a listing, page by page."""
-        more: dict[str, str] = {}
+    def send(self, operation: str, name: str, data: Content, **arguments: Any) -> dict[str, Any]:
+        """What an operation answers that carries content; raises ChangedContent where that is not what it says.
+
+        A server that checks content hashes it for us. One that was spoilt on its way is sent again.
+        """
+        return self.send_anew(operation, lambda: name, data, **arguments)
+
+    def send_anew(self, operation: str, new_name: Callable[[], str], data: Content, **arguments: Any) -> dict[str, Any]:
+        """As `send`, with another name at each try."""
+        if not self.abilities().checks_content and not data.is_what_it_says:
+            raise ChangedContent
+
+        def ask(client: Any) -> dict[str, Any]:
+            try:
+                return self._ask(client, operation, new_name(), {**arguments, "Body": data})
+            except ClientError as error:
+                if not data.is_what_it_says:
+                    raise ChangedContent from error
+                if code_of(error) in OTHER_CONTENT:
+                    raise ResponseStreamingError(error=error) from error
+                raise
+
+        return self._requests.send(ask)
+
+    def _ask(self, client: Any, operation: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        made = self._options.for_new_objects if operation in MAKES_AN_OBJECT else {}
+        return dict(getattr(client, operation)(**self._bucket, Key=self._prefix + name, **made, **arguments))
+
+    def _pages(self, operation: str, prefix: str, markers: dict[str, str]) -> Iterator[dict[str, Any]]:
+        """The answers of a listing; `markers` say under which name the next request takes what an answer ended with."""
+        arguments = {**self._bucket, "Prefix": self._prefix + prefix}
         while True:
-            page = self._attempt(
-                lambda client: getattr(client, operation)(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)  # noqa: B023
-            )
+            page = self._requests.send(partial(_listing, operation, arguments))
             yield page
             if not page.get("IsTruncated"):
                 return
-            if operation == "list_objects_v2":
-                more = {"ContinuationToken": page["NextContinuationToken"]}
-            else:
-                more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+            arguments = arguments | {taken: page[given] for given, taken in markers.items()}
 
     def _get(self, name: str, **span: str) -> bytes | None:
-        place = {"Bucket": self._bucket, "Key": self._prefix + name}
-        try:
-            return self._attempt(lambda client: client.get_object(**place, **span)["Body"].read())
-        except ClientError as error:
-            if _code(error) not in ("NoSuchKey", "InvalidRange"):
-                raise
-            return None if _code(error) == "NoSuchKey" else b""
+        key = self._prefix + name
 
-    def _attempt(self, request: Callable[[Any], T], patience_s: float = PATIENCE_S) -> T:
-        """The request's result; an outage is waited out with fresh clients, for one client's retries run dry.
-
-        Raises InputError for what the user can mend, ClientError for other refusals, ConnectionError after
-        `patience_s` without an answer.
-        """
-        deadline = time.monotonic() + patience_s
-        while True:
+        def get(client: Any) -> bytes:
             try:
-                return request(self._client)
-            except (BotoCoreError, ClientError) as error:
-                if remedy := _remedy(error):
-                    raise InputError(f"{self._place()}: {error}. {remedy}") from error
-                if not _is_outage(error):
+                return bytes(client.get_object(**self._bucket, Key=key, **span)["Body"].read())
+            except ClientError as error:
+                if code_of(error) != "InvalidRange":
                     raise
-                if time.monotonic() > deadline:
-                    raise ConnectionError(f"{self._place()} gives no answer ({error}).") from error
-            time.sleep(PAUSE_S)
-            self._client = self._new_client()
+                return b""
+
+        return self._unless_absent(key, get)
+
+    def _unless_absent(self, key: str, request: Callable[[Any], Any]) -> Any:
+        """The request's result, or None where there is no object `key`.
+
+        A server that lets these keys list but one prefix may refuse to say of one object that it is not there.
+        """
+
+        def ask(client: Any) -> Any:
+            try:
+                return request(client)
+            except ClientError as error:
+                if code_of(error) in ("NoSuchKey", "404"):
+                    return None
+                if status_of(error) != 403:
+                    raise
+                listed = client.list_objects_v2(**self._bucket, Prefix=key, MaxKeys=1).get("Contents", [])
+                if [found["Key"] for found in listed] == [key]:
+                    raise
+                return None
+
+        return self._requests.send(ask)
 
     def _open(self, make: bool) -> None:
-        """Fail now, in a second, if the server, the credentials or the bucket are not what they should be."""
+        """Fail soon if the server, the credentials or the bucket are not what they should be."""
+        patience_s = min(OPENING_PATIENCE_S, self._options.deadline_s)
         try:
-            self._attempt(self._list_or_make if make else self._list, patience_s=0)
+            self._requests.send(self._list_or_make if make else self._list, patience_s)
         except ConnectionError as error:
             message = f"{error} Check AWS_ENDPOINT_URL_S3, that the server runs, and the network. {LOCAL_SERVER}"
             raise InputError(message) from error
         except (BotoCoreError, ClientError) as error:
-            raise InputError(f"{self._place()} refused: {error}. Check the address of the store.") from error
+            raise InputError(f"{self._requests.place} refused: {error}. Check the address of the store.") from error
 
     def _list(self, client: Any) -> None:
-        client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+        client.list_objects_v2(**self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def _list_or_make(self, client: Any) -> None:
         try:
             self._list(client)
         except ClientError as error:
-            if _code(error) != "NoSuchBucket":
+            if code_of(error) != "NoSuchBucket":
                 raise
             region = client.meta.region_name
             place = {} if region == DEFAULT_REGION else {"CreateBucketConfiguration": {"LocationConstraint": region}}
             try:
-                client.create_bucket(Bucket=self._bucket, **place)
+                client.create_bucket(Bucket=self._bucket["Bucket"], **place)
             except client.exceptions.BucketAlreadyOwnedByYou:
                 return
 
-    def _new_client(self) -> Any:
-        config = ClientConfig(
-            # The default (CRT) ignores the endpoint; chunks are verified by us, and other servers refuse the
-            # default checksums over HTTPS.
-            s3={"preferred_transfer_client": "classic"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            retries={"mode": "standard", "max_attempts": 3},
-            connect_timeout=5,
-            read_timeout=60,
-            max_pool_connections=2 * NUM_THREADS,
-        )
+    def _kept_abilities(self) -> Abilities | None:
+        """What an earlier process has found and kept in the store; None if nothing of this version is there."""
+        kept = self.read(self._abilities_name())
         try:
-            session = boto3.session.Session()
-            return session.client("s3", region_name=session.region_name or DEFAULT_REGION, config=config)
-        except (ProfileNotFound, NoRegionError, ValueError) as error:
-            raise InputError(f"{self.uri}: {error}. Check AWS_PROFILE, AWS_REGION and AWS_ENDPOINT_URL_S3.") from error
+            return None if kept is None else Abilities.model_validate_json(kept)
+        except ValidationError:
+            return None
 
-    def _place(self) -> str:
-        return f"{self.uri} at {self._client.meta.endpoint_url}"
+    def _new_abilities(self) -> Abilities:
+        found = probe(self)
+        self.call("put_object", self._abilities_name(), Body=found.model_dump_json(indent=1).encode())
+        return found
 
-
-class _WholeUpload:
-    """A file of one chunk: one PUT."""
-
-    def __init__(self, store: S3Store, name: str, entry: FileEntry) -> None:
-        self._store = store
-        self._name = name
-        self._metadata = {"sha256": entry.sha256}
-
-    def send(self, index: int, start: int, data: bytes) -> None:
-        self._store.call("put_object", self._name, Body=data, Metadata=self._metadata)
-
-    def complete(self) -> None:
-        """Nothing is left to do."""
+    def _abilities_name(self) -> str:
+        return f"server-{hashlib.sha256(self.endpoint.encode()).hexdigest()[:8]}.json"
 
 
-class _PartsUpload:
-    """A file of several chunks: each is one part of a multipart upload, and parts that arrived before are kept.
-
-    Another publisher of the same content may work on the same upload; whoever completes it, the file is whole.
-    """
-
-    def __init__(self, store: S3Store, name: str, entry: FileEntry) -> None:
-        self._store = store
-        self._name = name
-        self._entry = entry
-        self._id, self._etags = store.open_parts(name)
-        if self._id is None:
-            self._id = store.call("create_multipart_upload", name, Metadata={"sha256": entry.sha256})["UploadId"]
-
-    def send(self, index: int, start: int, data: bytes) -> None:
-        number = index + 1
-        if self._etags.get(number, "").strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest():
-            return
-        answer = self._unless_completed("upload_part", PartNumber=number, Body=data)
-        if answer:
-            self._etags[number] = answer["ETag"]
-
-    def complete(self) -> None:
-        numbers = range(1, len(self._entry.chunks) + 1)
-        parts = [{"PartNumber": number, "ETag": self._etags.get(number, "")} for number in numbers]
-        self._unless_completed("complete_multipart_upload", MultipartUpload={"Parts": parts})
-
-    def _unless_completed(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        try:
-            return self._store.call(operation, self._name, UploadId=self._id, **arguments)
-        except ClientError:
-            if not self._store.has(self._name, self._entry):
-                raise
-            return {"ETag": ""}
-
-
-def _remedy(error: BotoCoreError | ClientError) -> str | None:
-    """What the user can do about it; None where that is nothing."""
-    if isinstance(error, ClientError):
-        return REMEDIES.get(_code(error))
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return f"{CREDENTIALS} {LOCAL_SERVER}"
-    if isinstance(error, SSLError):
-        return "Check the scheme in AWS_ENDPOINT_URL_S3 and the certificates in AWS_CA_BUNDLE."
-    return None
-
-
-def _is_outage(error: BotoCoreError | ClientError) -> bool:
-    """Whether the same request may succeed a little later."""
-    if isinstance(error, ClientError):
-        return _code(error) != "NotImplemented" and (_status(error) >= 500 or _status(error) == 429)
-    return isinstance(error, OUTAGES)
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+def _listing(operation: str, arguments: dict[str, Any], client: Any) -> dict[str, Any]:
+    return dict(getattr(client, operation)(**arguments))

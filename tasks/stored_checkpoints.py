@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import Field
 
-from tasks.manifest import CHUNK_BYTES, MANIFEST, DamagedArtifact, Manifest, content_digest, describe_folder
+from tasks.manifest import MANIFEST, DamagedArtifact, Manifest, content_digest, describe_folder, fitting_chunk_bytes
 from tasks.stores import Store
-from tasks.transfer import download, upload
+from tasks.transfer import bring, upload
 
 FOLDER = "checkpoints"
 KIND = "checkpoint"
@@ -95,7 +95,8 @@ def snapshot(output: Path, checkpoint: Path, target: Path) -> None:
 
 def publish_checkpoint(trail: Trail, folder: Path, step: int, needs: Collection[int]) -> None:
     """Upload a snapshot, then its manifest, in place of what is there of this step."""
-    files = describe_folder(folder)
+    chunk_bytes = fitting_chunk_bytes(max(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    files = describe_folder(folder, chunk_bytes=chunk_bytes)
     manifest = CheckpointManifest(
         stage=trail.stage,
         key=trail.key,
@@ -104,7 +105,7 @@ def publish_checkpoint(trail: Trail, folder: Path, step: int, needs: Collection[
         config={},
         inputs={},
         files=files,
-        chunk_bytes=CHUNK_BYTES,
+        chunk_bytes=chunk_bytes,
         code_version=trail.code_version,
         libraries={},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -165,7 +166,7 @@ def _fetch(trail: Trail, step: int, scratch: Path) -> None:
     if step in local_checkpoints(trail.output):
         return
     manifest = _read_manifest(trail, step)
-    download(trail.store, manifest, scratch)
+    bring(trail.store, manifest, scratch)
     for path in sorted((*scratch.glob(f"{FOLDER}/*"), *scratch.glob(METRICS)), key=Path.is_dir):
         target = trail.output / path.relative_to(scratch)
         target.parent.mkdir(parents=True, exist_ok=True)

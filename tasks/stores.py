@@ -1,6 +1,7 @@
 """Where artifacts are kept: `file:///folder`, or `s3://bucket/prefix` on any S3 server."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from tasks.errors import InputError
-from tasks.manifest import FileEntry
+from tasks.manifest import FileEntry, sha256_of_span
 
 TEMPORARY = ".unfinished."  # before the name of a file that is being written
 
@@ -34,11 +35,40 @@ class Unfinished:
     begun: datetime
 
 
-class Upload(Protocol):
-    """One file on its way into a store."""
+class UploadVanished(Exception):
+    """What was sent of a file is no longer there, because somebody aborted the upload: it is to begin anew."""
 
-    def send(self, index: int, start: int, data: bytes) -> None:
-        """Send chunk `index`, whose first byte is `start`; chunks may come in any order and from several threads."""
+
+class ChangedContent(Exception):
+    """What was to be stored is not what it was said to be."""
+
+
+class Content(bytearray):
+    """Bytes on their way into a store, and the SHA-256 that they are said to have."""
+
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "Content":
+        """These bytes with their own hash."""
+        content = cls(data)
+        content.sha256 = hashlib.sha256(data).hexdigest()
+        return content
+
+    @property
+    def is_what_it_says(self) -> bool:
+        """Whether the bytes have the hash."""
+        return hashlib.sha256(self).hexdigest() == self.sha256
+
+
+class Upload(Protocol):
+    """One file on its way into a store; both operations may raise UploadVanished."""
+
+    def send(self, index: int, start: int, data: Content) -> None:
+        """Send chunk `index`, whose first byte is `start`; chunks may come in any order and from several threads.
+
+        Raises ChangedContent, and stores nothing, if `data` is not what it says.
+        """
 
     def complete(self) -> None:
         """Make the file appear, whole, after every chunk was sent."""
@@ -56,13 +86,13 @@ class Store(Protocol):
         """`length` bytes from `start`, or None where there is no such file."""
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a small file unless there is one; where the server cannot promise that, the last writer wins."""
+        """Write a small file unless there is one; of several who try at once all but one write nothing."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, in place of the one that is there."""
 
-    def begin(self, name: str, entry: FileEntry) -> Upload | None:
-        """Start to write a file, or go on with an interrupted write; None if it is there already."""
+    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
+        """Start to write a file, or with `resume` go on with an interrupted write; None if it is there already."""
 
     def files(self, prefix: str) -> Iterator[Stored]:
         """Every file whose name begins with `prefix`, in the order of their names."""
@@ -92,7 +122,7 @@ def store_at(uri: str) -> Store:
     raise InputError(f"The store {uri!r} is not an address. Give s3://bucket/prefix or file:///folder.")
 
 
-def write_whole(descriptor: int, data: bytes, start: int) -> None:
+def write_whole(descriptor: int, data: bytes | bytearray, start: int) -> None:
     """Put all of `data` at byte `start` of an open file.
 
     A single write to a disk that is nearly full takes a part and raises nothing.
@@ -101,6 +131,15 @@ def write_whole(descriptor: int, data: bytes, start: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, start)
         start, rest = start + written, rest[written:]
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class FileStore:
@@ -130,16 +169,18 @@ class FileStore:
 
     def create(self, name: str, data: bytes) -> None:
         upload = _FileUpload(self._root / name)
-        upload.send(0, 0, data)
+        upload.write(0, data)
         upload.complete(replace=False)
 
     def write(self, name: str, data: bytes) -> None:
         upload = _FileUpload(self._root / name)
-        upload.send(0, 0, data)
+        upload.write(0, data)
         upload.complete()
 
-    def begin(self, name: str, entry: FileEntry) -> Upload | None:
-        return _FileUpload(self._root / name)
+    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
+        path = self._root / name
+        there = path.is_file() and path.stat().st_size == entry.size
+        return None if there and sha256_of_span(path, 0, entry.size) == entry.sha256 else _FileUpload(path)
 
     def files(self, prefix: str) -> Iterator[Stored]:
         for name, path in self._paths(prefix):
@@ -190,16 +231,21 @@ class _FileUpload:
         descriptor, self._temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent)
         os.close(descriptor)
 
-    def send(self, index: int, start: int, data: bytes) -> None:
+    def send(self, index: int, start: int, data: Content) -> None:
+        if not data.is_what_it_says:
+            raise ChangedContent
+        self.write(start, data)
+
+    def write(self, start: int, data: bytes | bytearray) -> None:
         with open(self._temporary, "r+b") as file:
             write_whole(file.fileno(), data, start)
             os.fsync(file.fileno())
 
     def complete(self, replace: bool = True) -> None:
-        try:
-            os.link(self._temporary, self._path)
-        except FileExistsError:
-            if replace:
-                os.replace(self._temporary, self._path)
-                return
-        os.unlink(self._temporary)
+        if replace:
+            os.replace(self._temporary, self._path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(self._temporary, self._path)
+            os.unlink(self._temporary)
+        sync_folder(self._path.parent)

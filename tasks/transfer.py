@@ -1,21 +1,26 @@
 """Moving an artifact's files between a folder and a store: in parallel, chunk by chunk, every chunk verified."""
 
 import errno
-import fcntl
 import hashlib
+import logging
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from tasks.errors import InputError
 from tasks.file_names import refuse_links
-from tasks.manifest import NUM_THREADS, DamagedArtifact, Manifest, spans
-from tasks.stores import Store, Upload, write_whole
+from tasks.manifest import NUM_HASHERS, NUM_THREADS, DamagedArtifact, FileEntry, Manifest, sha256_of_span, spans
+from tasks.stores import ChangedContent, Content, Store, Upload, UploadVanished, sync_folder, write_whole
+
+IN_FLIGHT_BYTES = 64 * 2**20
+NUM_BEGINNINGS = 5
+NUM_READINGS = 5
+PARTIAL = ".partial"  # after the name of a folder that is being downloaded
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,53 +37,89 @@ class Chunk:
         """Whether `data` is this chunk."""
         return hashlib.sha256(data).hexdigest() == self.sha256
 
-    def read(self, folder: Path) -> bytes:
-        """What stands at this chunk's place in the file under `folder`."""
-        with (folder / self.name).open("rb") as file:
-            return os.pread(file.fileno(), self.length, self.start)
+    def is_in(self, folder: Path) -> bool:
+        """Whether this chunk stands at its place in the file under `folder`."""
+        return sha256_of_span(folder / self.name, self.start, self.length) == self.sha256
+
+    def read(self, folder: Path) -> Content:
+        """What stands at this chunk's place in the file under `folder`; it is said to be this chunk."""
+        data, size = Content(self.length), 0
+        data.sha256 = self.sha256
+        with (folder / self.name).open("rb", buffering=0) as file:
+            file.seek(self.start)
+            while read := file.readinto(memoryview(data)[size:]):
+                size += read
+        return data
+
+    def write(self, folder: Path, data: bytes) -> None:
+        """Put `data` at this chunk's place, and on the disk."""
+        with (folder / self.name).open("r+b", buffering=0) as file:
+            write_whole(file.fileno(), data, self.start)
+            os.fdatasync(file.fileno())
+
+    def __str__(self) -> str:
+        return f"chunk {self.index} (bytes {self.start} to {self.start + self.length})"
 
 
 def upload(store: Store, folder: Path, manifest: Manifest) -> None:
     """Send the manifest's files from `folder`; what an interrupted upload left in the store is not sent again."""
+    names: Collection[str] = manifest.files
+    with _disk_of(store.uri):
+        for number in range(NUM_BEGINNINGS):
+            names = _upload(store, folder, manifest, names, resume=number == 0)
+            if not names:
+                return
+    raise ConnectionError(
+        f"{store.uri}/{manifest.files_folder}: somebody aborts the uploads of {', '.join(names)} while they run. "
+        "Check the bucket's lifecycle rules and who else deletes there, and run again."
+    )
+
+
+def _upload(store: Store, folder: Path, manifest: Manifest, names: Collection[str], resume: bool) -> set[str]:
+    """Send these files; the result names those whose uploads vanished on the way."""
+    vanished: set[str] = set()
 
     def begin(name: str) -> Upload | None:
-        return store.begin(f"{manifest.files_folder}/{name}", manifest.files[name])
+        return store.begin(f"{manifest.files_folder}/{name}", manifest.files[name], resume)
 
     def send(chunk: Chunk) -> None:
-        data = chunk.read(folder)
-        if not chunk.matches(data):
-            raise RuntimeError(f"{folder / chunk.name} changed while it was being published.")
-        pending[chunk.name].send(chunk.index, chunk.start, data)
+        if chunk.name in vanished:
+            return
+        try:
+            pending[chunk.name].send(chunk.index, chunk.start, chunk.read(folder))
+        except ChangedContent as error:
+            raise RuntimeError(f"{folder / chunk.name} changed while it was being published.") from error
+        except UploadVanished as reason:
+            logger.warning("%s; it is sent anew.", reason)
+            vanished.add(chunk.name)
 
-    with ThreadPoolExecutor(NUM_THREADS) as pool, _disk_of(store.uri):
-        begun = zip(manifest.files, pool.map(begin, manifest.files), strict=True)
+    def complete(name: str) -> None:
+        try:
+            pending[name].complete()
+        except UploadVanished as reason:
+            logger.warning("%s; it is sent anew.", reason)
+            vanished.add(name)
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        begun = zip(names, pool.map(begin, names), strict=True)
         pending = {name: upload for name, upload in begun if upload is not None}
+    with ThreadPoolExecutor(_num_in_flight(manifest)) as pool:
         list(pool.map(send, _chunks(manifest, pending)))
-        list(pool.map(lambda upload: upload.complete(), pending.values()))
+        list(pool.map(complete, pending.keys() - vanished))
+    return vanished
 
 
-def download(store: Store, manifest: Manifest, target: Path) -> None:
-    """Make the folder `target` of the manifest's files; it appears whole or not at all.
+def bring(store: Store, manifest: Manifest, target: Path) -> None:
+    """Make the folder `target` hold exactly the manifest's files, every chunk hashed; what is there is not fetched.
 
-    Chunks that an interrupted download or a damaged `target` already holds are not fetched again.
+    A new folder appears whole or not at all, and an interrupted download goes on. What is wrong in one that is there
+    is named in the log and mended where it stands, for others may read it.
     """
-    partial = target.with_name(target.name + ".partial")
-    if target.exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        target.rename(partial)
-    refuse_links(partial)
-
-    def receive(chunk: Chunk) -> None:
-        if not chunk.matches(chunk.read(partial)):
-            data = _read_chunk(store, manifest, chunk)
-            with (partial / chunk.name).open("r+b") as file:
-                write_whole(file.fileno(), data, chunk.start)
-
-    with ThreadPoolExecutor(NUM_THREADS) as pool, _disk_of(str(target)):
-        _lay_out(manifest, partial)
-        list(pool.map(receive, _chunks(manifest, manifest.files)))
-        _seal(manifest, partial)
-        partial.rename(target)
+    with _disk_of(str(target)):
+        if target.exists():
+            _mend(store, manifest, target)
+        else:
+            _download(store, manifest, target)
 
 
 def read_verified(store: Store, manifest: Manifest, name: str) -> bytes:
@@ -86,22 +127,53 @@ def read_verified(store: Store, manifest: Manifest, name: str) -> bytes:
     return b"".join(_read_chunk(store, manifest, chunk) for chunk in _chunks(manifest, [name]))
 
 
-def is_intact(folder: Path, manifest: Manifest) -> bool:
-    """Whether `folder` holds the manifest's files as they were verified; hashed anew only if a time or size changed."""
-    paths = {name: folder / name for name in manifest.files}
-    if not all(path.is_file() and path.stat().st_size == manifest.files[name].size for name, path in paths.items()):
-        return False
-    touched = [name for name, path in paths.items() if path.stat().st_mtime != _stamp(manifest)]
-    return all(chunk.matches(chunk.read(folder)) for chunk in _chunks(manifest, touched))
+def _download(store: Store, manifest: Manifest, target: Path) -> None:
+    partial = target.with_name(target.name + PARTIAL)
+    refuse_links(partial)
+    begun = {name for name in manifest.files if (partial / name).exists()}
+    _lay_out(manifest.files, partial)
+    fresh = _chunks(manifest, manifest.files.keys() - begun)
+    _receive(store, manifest, partial, [*_missing(_chunks(manifest, begun), partial), *fresh])
+    for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+        sync_folder(folder)
+    partial.rename(target)
+    sync_folder(target.parent)
 
 
-@contextmanager
-def cache_lock(target: Path) -> Iterator[None]:
-    """Only one process or thread at a time works on the cache entry `target`; freed even if its holder is killed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(target.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _mend(store: Store, manifest: Manifest, target: Path) -> None:
+    refuse_links(target)
+    for path in sorted(target.rglob("*")):
+        if path.is_file() and path.relative_to(target).as_posix() not in manifest.files:
+            logger.warning("%s does not belong to the artifact; it is removed.", path)
+            path.unlink()
+    cut = {name: entry for name, entry in manifest.files.items() if _size_of(target / name) != entry.size}
+    for name in cut:
+        logger.warning("%s is damaged: it has not its size; what is wrong in it is fetched again.", target / name)
+    _lay_out(cut, target)
+    wrong = _missing(_chunks(manifest, manifest.files), target)
+    for chunk in wrong:
+        if chunk.name not in cut:
+            path = target / chunk.name
+            logger.warning("%s is damaged: %s does not match its SHA-256; it is fetched again.", path, chunk)
+    _receive(store, manifest, target, wrong)
+
+
+def _receive(store: Store, manifest: Manifest, folder: Path, chunks: Iterable[Chunk]) -> None:
+    """Fetch these chunks to their places in the files under `folder`."""
+    with ThreadPoolExecutor(_num_in_flight(manifest)) as pool:
+        list(pool.map(lambda chunk: chunk.write(folder, _read_chunk(store, manifest, chunk)), chunks))
+
+
+def _missing(chunks: Sequence[Chunk], folder: Path) -> list[Chunk]:
+    """Those of the chunks that do not stand in the files under `folder`."""
+    with ThreadPoolExecutor(NUM_HASHERS) as pool:
+        there = pool.map(lambda chunk: chunk.is_in(folder), chunks)
+        return [chunk for chunk, is_there in zip(chunks, there, strict=True) if not is_there]
+
+
+def _num_in_flight(manifest: Manifest) -> int:
+    """How many chunks may be in memory at once."""
+    return max(1, min(NUM_THREADS, IN_FLIGHT_BYTES // manifest.chunk_bytes))
 
 
 @contextmanager
@@ -126,33 +198,24 @@ def _chunks(manifest: Manifest, names: Iterable[str]) -> list[Chunk]:
 
 
 def _read_chunk(store: Store, manifest: Manifest, chunk: Chunk) -> bytes:
-    """One chunk from the store; a wrong one is asked for once more, for the network may have spoilt it."""
+    """One chunk from the store; a wrong one is asked for again, for the network may have spoilt it."""
     name = f"{manifest.files_folder}/{chunk.name}"
-    for _ in range(2):
+    for _ in range(NUM_READINGS):
         data = store.read_range(name, chunk.start, chunk.length)
         if data is not None and chunk.matches(data):
             return data
-    place = f"chunk {chunk.index} (bytes {chunk.start} to {chunk.start + chunk.length})"
-    what = "it is missing" if data is None else f"{place} does not match its SHA-256"
+    what = "it is missing" if data is None else f"{chunk} does not match its SHA-256"
     raise DamagedArtifact(f"{store.uri}/{manifest.folder}", f"{manifest.attempt}/{chunk.name}", what)
 
 
-def _lay_out(manifest: Manifest, folder: Path) -> None:
+def _lay_out(files: Mapping[str, FileEntry], folder: Path) -> None:
     """Give every file its place and size under `folder`, keeping the bytes that are there."""
-    for name, entry in manifest.files.items():
+    for name, entry in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.truncate(path, entry.size)
 
 
-def _seal(manifest: Manifest, folder: Path) -> None:
-    """Bring the verified files to the disk and stamp them, so that later changes show."""
-    for name in manifest.files:
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-        os.utime(folder / name, (_stamp(manifest), _stamp(manifest)))
-
-
-def _stamp(manifest: Manifest) -> float:
-    return datetime.fromisoformat(manifest.created).timestamp()
+def _size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

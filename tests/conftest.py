@@ -1,5 +1,6 @@
-"""Stores to test against: a folder always, and in the slow part real S3 servers, each started once."""
+"""Stores to test against: a folder always, and in the slow part real S3 servers, each started once; what to publish."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests import s3_servers
+from tests.tasks.publishing import CHUNK
 
 AWS_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -75,3 +77,18 @@ def store_uri(request: Any, set_account: Callable[[Mapping[str, str]], None], tm
         return f"file://{tmp_path}/store"
     set_account(request.getfixturevalue(request.param))
     return f"s3://test-artifacts/{tmp_path.name}"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """What a stage left: small files, an empty one, one in a folder, one of four chunks, and what is not published."""
+    folder = tmp_path / "output"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    (folder / "config.json").write_text('{"architectures": ["Fish"]}')
+    (folder / "empty").touch()
+    (folder / "deep" / "er" / "ä file.txt").write_text("text")
+    (folder / "model.safetensors").write_bytes(os.urandom(3 * CHUNK + 5))
+    (folder / "checkpoints" / "step-1" / "state").write_text("not for others")
+    (folder / "error.json").write_text("{}")
+    return folder

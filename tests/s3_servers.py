@@ -19,6 +19,8 @@ from infra import local_s3
 
 CEPH_BINARIES = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 PR_SET_PDEATHSIG = 1
+SECOND_USERS_NAME = "second"
+SECOND_USER = {"AWS_ACCESS_KEY_ID": "second-access", "AWS_SECRET_ACCESS_KEY": "second-secret"}
 READY_TIMEOUT_S = 60.0
 
 CEPH_CONFIG = """
@@ -53,7 +55,12 @@ osd_pool_default_pg_num = 1
 osd_pool_default_pgp_num = 1
 osd_pool_default_pg_autoscale_mode = off
 osd_objectstore = memstore
-memstore_device_bytes = 4294967296
+memstore_device_bytes = 8589934592
+rgw_crypt_require_ssl = false
+rgw_crypt_s3_kms_encryption_keys = testkey-1=YmluCmJvb3N0CmJvb3N0LWJ1aWxkCmNlcGguY29uZgo=
+rgw_gc_obj_min_wait = 1
+rgw_gc_processor_period = 2
+rgw_gc_processor_max_time = 2
 """
 
 
@@ -89,15 +96,10 @@ def ceph(folder: Path) -> Iterator[dict[str, str]]:
         run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
         daemons.enter_context(_daemon(folder, "ceph-osd", "-c", str(config), "-i", "0", "-f"))
         keys = {"AWS_ACCESS_KEY_ID": "access", "AWS_SECRET_ACCESS_KEY": "secret"}
-        run(
-            "radosgw-admin",
-            "user",
-            "create",
-            "--uid=test",
-            "--display-name=test",
-            "--access-key=access",
-            "--secret=secret",
-        )
+        for name, account in (("test", keys), (SECOND_USERS_NAME, SECOND_USER)):
+            words = dict(zip(("--access-key", "--secret"), account.values(), strict=True))
+            given = [f"{option}={word}" for option, word in words.items()]
+            run("radosgw-admin", "user", "create", f"--uid={name}", f"--display-name={name}", *given)
         endpoint = f"http://127.0.0.1:{port}"
         frontend = f"--rgw-frontends=beast endpoint=127.0.0.1:{port}"
         daemons.enter_context(_daemon(folder, "radosgw", "-c", str(config), "-n", "client.rgw", "-f", frontend))

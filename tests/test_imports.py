@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.artifacts import CARRIERS
+
 PROJECT = Path(__file__).resolve().parent.parent
 STAGES = sorted(
     path.parent.name for path in PROJECT.glob("tasks/*/*.py") if "    run_program(main, " in path.read_text()
@@ -53,7 +55,16 @@ def test_stage_programs_know_neither_prefect_nor_s3_nor_the_runner() -> None:
 
 def test_one_module_of_tasks_imports_boto3() -> None:
     importing = [path.name for path in PROJECT.glob("tasks/**/*.py") if "boto3" in imports_of(path)]
-    assert importing == ["s3.py"]
+    assert importing == ["s3_requests.py"]
+
+
+def test_what_only_carries_files_is_in_no_stages_code_version() -> None:
+    carrying = {
+        path.stem for path in PROJECT.glob("tasks/*.py") if {"boto3", "botocore.exceptions"} & {*imports_of(path)}
+    }
+    assert len(carrying) >= 4
+    assert carrying < {*CARRIERS}
+    assert [name for name in CARRIERS if not (PROJECT / "tasks" / f"{name}.py").is_file()] == []
 
 
 @pytest.mark.slow

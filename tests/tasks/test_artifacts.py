@@ -23,45 +23,18 @@ from tasks.artifacts import (
     fetch,
     find,
     import_external,
-    publish,
     read_files,
     store_at,
 )
 from tasks.errors import InputError
 from tasks.manifest import FileEntry, describe_file, describe_folder
-from tasks.transfer import Chunk
-
-CHUNK = 5 * 2**20
-KEY = "0123456789abcdef" * 2
+from tasks.stores import Content
+from tests.tasks.publishing import CHUNK, KEY, contents, flip, published
 
 
 @pytest.fixture
 def store(store_uri: str) -> Store:
     return store_at(store_uri)
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """What a stage left: small files, an empty one, one in a folder, one of four chunks, and what is not published."""
-    folder = tmp_path / "output"
-    (folder / "deep" / "er").mkdir(parents=True)
-    (folder / "checkpoints" / "step-1").mkdir(parents=True)
-    (folder / "config.json").write_text('{"architectures": ["Fish"]}')
-    (folder / "empty").touch()
-    (folder / "deep" / "er" / "ä file.txt").write_text("text")
-    (folder / "model.safetensors").write_bytes(os.urandom(3 * CHUNK + 5))
-    (folder / "checkpoints" / "step-1" / "state").write_text("not for others")
-    (folder / "error.json").write_text("{}")
-    return folder
-
-
-def published(store: Store, folder: Path, key: str = KEY, **changed: Any) -> Artifact:
-    options = {"stage": "sft", "kind": "model", "config": {"lr": 1e-5}, "inputs": {}, "chunk_bytes": CHUNK}
-    return publish(store, folder, key=key, **options | changed)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def manifest_name(key: str = KEY) -> str:
@@ -80,10 +53,6 @@ def overwrite(store: Any, name: str, change: Callable[[bytes], bytes]) -> None:
         Path(store.uri.removeprefix("file://"), name).write_bytes(data)
     else:
         store.call("put_object", name, Body=data)
-
-
-def flip(position: int) -> Callable[[bytes], bytes]:
-    return lambda data: data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
 def test_what_is_fetched_is_what_was_published(store: Store, output: Path, tmp_path: Path) -> None:
@@ -133,17 +102,17 @@ def test_an_interrupted_upload_sends_only_what_is_missing(
 ) -> None:
     store: Any = store_at(s3_uri)
     sent: list[tuple[str, int]] = []
-    call = type(store).call
+    ask = type(store)._ask
 
-    def record(self: Any, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
+    def record(self: Any, client: Any, operation: str, name: str, arguments: Any) -> dict[str, Any]:
         if operation == "upload_part" and arguments["PartNumber"] == 3 and not sent.count(("cut", 0)):
             sent.append(("cut", 0))
             raise KeyboardInterrupt
         if operation in ("put_object", "upload_part"):
             sent.append((name.rpartition("/")[2], arguments.get("PartNumber", 0)))
-        return call(self, operation, name, **arguments)
+        return ask(self, client, operation, name, arguments)
 
-    monkeypatch.setattr(type(store), "call", record)
+    monkeypatch.setattr(type(store), "_ask", record)
     with pytest.raises(KeyboardInterrupt):
         published(store, output)
     before = set(sent)
@@ -230,35 +199,6 @@ def test_a_manifest_of_other_content_is_refused(store: Store, output: Path, tmp_
         fetch(store, artifact.model_copy(update={"digest": "0" * 64}), tmp_path / "cache")
 
 
-def test_a_flipped_bit_in_the_cache_is_fetched_again(tmp_path: Path, output: Path) -> None:
-    store = store_at(f"file://{tmp_path}/store")
-    artifact = published(store, output)
-    cached = fetch(store, artifact, tmp_path / "cache") / "model.safetensors"
-    good = cached.read_bytes()
-    cached.write_bytes(flip(2 * CHUNK)(good))
-    assert (fetch(store, artifact, tmp_path / "cache") / "model.safetensors").read_bytes() == good
-
-
-def test_a_file_that_is_too_short_is_fetched_again_even_with_its_old_time(tmp_path: Path, output: Path) -> None:
-    store = store_at(f"file://{tmp_path}/store")
-    artifact = published(store, output)
-    cached = fetch(store, artifact, tmp_path / "cache") / "config.json"
-    good, time = cached.read_bytes(), cached.stat().st_mtime
-    cached.write_bytes(good[:-1])
-    os.utime(cached, (time, time))
-    assert (fetch(store, artifact, tmp_path / "cache") / "config.json").read_bytes() == good
-
-
-def test_an_untouched_cache_entry_is_not_hashed_again(
-    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = store_at(f"file://{tmp_path}/store")
-    artifact = published(store, output)
-    folder = fetch(store, artifact, tmp_path / "cache")
-    monkeypatch.setattr(Chunk, "read", None)
-    assert fetch(store, artifact, tmp_path / "cache") == folder
-
-
 def test_a_file_that_changes_while_it_is_published_is_noticed(
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,39 +210,6 @@ def test_a_file_that_changes_while_it_is_published_is_noticed(
     monkeypatch.setattr("tasks.artifacts.describe_folder", describe)
     with pytest.raises(RuntimeError, match=r"config\.json changed while"):
         published(store_at(f"file://{tmp_path}/store"), output)
-
-
-def test_only_the_chunks_that_are_missing_are_fetched(
-    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store: Any = store_at(f"file://{tmp_path}/store")
-    artifact = published(store, output)
-    cached = fetch(store, artifact, tmp_path / "cache") / "model.safetensors"
-    cached.write_bytes(cached.read_bytes()[: 2 * CHUNK])
-    asked: list[int] = []
-    read_range = store.read_range
-    monkeypatch.setattr(
-        store, "read_range", lambda name, start, size: asked.append(start) or read_range(name, start, size)
-    )
-    fetch(store, artifact, tmp_path / "cache")
-    assert sorted(asked) == [2 * CHUNK, 3 * CHUNK]
-    asked.clear()
-    fetch(store, artifact, tmp_path / "cache")
-    assert asked == []
-
-
-def test_several_fetches_at_once_share_one_download(
-    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store: Any = store_at(f"file://{tmp_path}/store")
-    artifact = published(store, output)
-    asked: list[str] = []
-    read_range = store.read_range
-    monkeypatch.setattr(store, "read_range", lambda name, *span: asked.append(name) or read_range(name, *span))
-    with ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(lambda _: fetch(store, artifact, tmp_path / "cache"), range(4)))
-    assert len(set(folders)) == 1
-    assert len([name for name in asked if name.endswith("model.safetensors")]) == 4
 
 
 def test_a_manifest_whose_names_leave_the_folder_is_refused(tmp_path: Path, output: Path) -> None:
@@ -411,7 +318,7 @@ def test_an_unfinished_write_is_listed_until_it_is_aborted(store: Store, tmp_pat
     entry = describe_file(tmp_path / "big", CHUNK)
     upload = store.begin("artifacts/sft/big", entry)
     assert upload is not None
-    upload.send(0, 0, (tmp_path / "big").read_bytes()[:CHUNK])
+    upload.send(0, 0, Content.of((tmp_path / "big").read_bytes()[:CHUNK]))
     assert [file.name for file in store.files("artifacts/")] == []
     [unfinished] = store.unfinished("artifacts/sft/")
     assert unfinished.name == "artifacts/sft/big"

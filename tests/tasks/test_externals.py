@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks import externals
-from tasks.artifacts import import_external
+from tasks.artifacts import Artifact, import_external
 from tasks.errors import InputError
 
 COMMIT = "c" * 40
@@ -19,6 +19,11 @@ def folder_of(tmp_path: Path, *names: str, architecture: str = "LlamaForCausalLM
     for name in names:
         (folder / name).write_text(json.dumps({"architectures": [architecture]}))
     return folder
+
+
+def path_of(artifact: Artifact, cache: Path) -> Path:
+    with externals.fetched(artifact, cache) as path:
+        return path
 
 
 @pytest.mark.parametrize(
@@ -59,7 +64,7 @@ def test_local_things_are_used_where_they_lie_and_known_by_their_content(
     monkeypatch.chdir(tmp_path)
     artifact = import_external("my prompts.jsonl")
     assert (artifact.kind, artifact.size_bytes) == ("file", 3)
-    assert externals.fetch(artifact, tmp_path / "cache") == file
+    assert path_of(artifact, tmp_path / "cache") == file
     assert import_external(artifact.uri) == artifact
     file.write_text("{ }")
     assert import_external(str(file)).digest != artifact.digest
@@ -84,7 +89,7 @@ def test_what_went_away_is_named(tmp_path: Path) -> None:
     artifact = import_external(str(folder))
     folder.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=f"{folder} is gone"):
-        externals.fetch(artifact, tmp_path)
+        path_of(artifact, tmp_path)
 
 
 @pytest.fixture
@@ -114,7 +119,7 @@ def test_a_hub_name_is_resolved_to_a_commit(
 ) -> None:
     artifact = import_external(source)
     assert (artifact.uri, artifact.kind) == (f"hf://org/name@{COMMIT}", "model")
-    assert externals.fetch(artifact, tmp_path).name == COMMIT
+    assert path_of(artifact, tmp_path).name == COMMIT
     assert [(repository, asked) for repository, asked, _ in hub] == [("org/name", revision), ("org/name", COMMIT)]
     assert "*.safetensors" in hub[1][2]
     assert not {"*", "*.bin", "*.pt"} & set(hub[1][2])
@@ -123,7 +128,7 @@ def test_a_hub_name_is_resolved_to_a_commit(
 def test_a_hub_name_for_data_is_a_data_set(hub: list[tuple[str, str | None, list[str]]], tmp_path: Path) -> None:
     artifact = import_external("org/name", kind="file")
     assert artifact.uri == f"hf://datasets/org/name@{COMMIT}"
-    externals.fetch(artifact, tmp_path)
+    path_of(artifact, tmp_path)
     assert hub[1] == ("datasets/org/name", COMMIT, ["*.json", "*.jsonl", "*.csv", "*.parquet"])
 
 
@@ -141,7 +146,7 @@ def test_a_hub_model_without_safetensors_is_refused(
     artifact = import_external("org/name")
     (tmp_path / "snapshots" / COMMIT / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no \*\.safetensors"):
-        externals.fetch(artifact, tmp_path)
+        path_of(artifact, tmp_path)
 
 
 def test_the_hub_is_asked_for_the_repository_of_that_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_before_launch_is_named(place: Workplace, monkeypatc
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tasks.runner.fetch", full)
+    monkeypatch.setattr("tasks.runner.fetched", full)
     before = Artifact(uri="file:///nowhere", kind="text", digest="0" * 64)
     with pytest.raises(InputError, match=r"^The disk under .* is full"):
         run(place, StubConfig(), {"before": before})

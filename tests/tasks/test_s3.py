@@ -1,55 +1,29 @@
 """An S3 server that refuses or is away: what the user is told, and what is waited for."""
 
-import http.server
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tasks.errors import InputError
-from tasks.externals import describe, fetch
+from tasks.externals import describe, fetched
 from tasks.s3 import S3Store
 from tasks.stores import store_at
+from tests.scripted_s3 import KEYS, answering
+from tests.tasks.able import ABLE
 
 SetAccount = Callable[[Mapping[str, str]], None]
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-REFUSAL = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
-
-
-@contextmanager
-def answering(*answers: tuple[int, str]) -> Iterator[tuple[str, list[str]]]:
-    """A server that gives these answers (status, code) one by one, the last for ever: its URL and what was asked."""
-    left = list(answers)
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(f"{self.command} {self.path} {self.headers['If-None-Match']}")
-            status, code = left.pop(0) if len(left) > 1 else left[0]
-            body = REFUSAL.format(code=code).encode() if code else b"<ListBucketResult/>"
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_PUT = do_GET
-
-        def log_message(self, *arguments: object) -> None:
-            """Nothing is said on stderr."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
 
 
 @pytest.fixture(autouse=True)
 def retry_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0)
+    monkeypatch.setattr("tasks.s3_requests.LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("tasks.s3.OPENING_PATIENCE_S", 0.1)
+    monkeypatch.setattr("tasks.s3._found", {})
 
 
 def test_no_credentials_say_which_variables_to_set(set_account: SetAccount) -> None:
@@ -82,33 +56,71 @@ def test_each_refusal_says_what_to_do(code: str, remedy: str, set_account: SetAc
             store_at("s3://bucket")
 
 
-def test_a_server_error_is_waited_out(set_account: SetAccount, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.s3.PAUSE_S", 0.01)
-    with answering((200, ""), *[(503, "SlowDown")] * 7, (404, "NoSuchKey")) as (url, asked):
+def test_the_store_opens_while_its_server_starts(set_account: SetAccount) -> None:
+    with answering((503, "ServiceUnavailable"), (200, "")) as (url, asked):
         set_account({"AWS_ENDPOINT_URL_S3": url, **KEYS})
-        assert S3Store("bucket").read("name") is None
-        assert len(asked) == 9
+        store_at("s3://bucket/prefix")
+        assert [request.path for request in asked] == [
+            "/bucket?list-type=2&prefix=prefix%2F&max-keys=1&encoding-type=url"
+        ] * 2
 
 
-def test_an_outage_that_does_not_end_is_no_users_mistake(
-    set_account: SetAccount, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with answering((200, ""), (503, "SlowDown")) as (url, _):
+def test_an_object_that_may_not_be_seen_is_told_from_one_that_is_not_there(set_account: SetAccount) -> None:
+    listed = "<ListBucketResult><Contents><Key>name</Key></Contents></ListBucketResult>"
+    with answering((200, ""), (403, "AccessDenied"), (200, ""), (403, "AccessDenied"), (200, listed)) as (url, _):
         set_account({"AWS_ENDPOINT_URL_S3": url, **KEYS})
         store = S3Store("bucket")
-        monkeypatch.setattr(S3Store._attempt, "__defaults__", (0.0,))
-        with pytest.raises(ConnectionError, match="gives no answer"):
+        assert store.read("name") is None
+        with pytest.raises(InputError, match=r"AccessDenied.*Give these keys the right"):
             store.read("name")
 
 
-@pytest.mark.parametrize("answer", [(501, "NotImplemented"), (400, "InvalidArgument")])
-def test_a_server_without_conditional_writes_is_written_to_plainly(
-    answer: tuple[int, str], set_account: SetAccount
+def without_conditional_create(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = ABLE.model_copy(update={"conditional_create": False})
+    monkeypatch.setattr(S3Store, "abilities", lambda self: able)
+
+
+def test_where_conditional_create_is_not_honoured_it_is_not_sent(
+    set_account: SetAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with answering((200, ""), answer, (200, "")) as (url, asked):
+    monkeypatch.setattr("tasks.s3_uploads.SETTLED_S", 0.0)
+    with answering((200, ""), (404, "NoSuchKey"), (200, "")) as (url, asked):
         set_account({"AWS_ENDPOINT_URL_S3": url, **KEYS})
-        S3Store("bucket").create("name", b"data")
-        assert asked[1:] == ["PUT /bucket/name *", "PUT /bucket/name None"]
+        store = S3Store("bucket")
+        without_conditional_create(monkeypatch)
+        store.create("name", b"data")
+        assert [request.method for request in asked[1:3]] == ["GET", "PUT"]
+        assert not [request for request in asked if request.headers["If-None-Match"] or request.headers["If-Match"]]
+
+
+@pytest.mark.parametrize("late", [0.0, 1.2])
+def test_without_conditional_writes_all_who_create_agree_on_one(
+    s3_uri: str, late: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = [S3Store(*s3_uri.removeprefix("s3://").split("/", 1)) for _ in range(4)]
+    without_conditional_create(monkeypatch)
+
+    def create(number: int) -> bytes | None:
+        time.sleep(number * late)
+        stores[number].create("manifest.json", b"%d" % number)
+        return stores[number].read("manifest.json")
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        answers = set(pool.map(create, range(len(stores))))
+    assert len(answers) == 1
+    assert answers <= {b"0", b"1", b"2", b"3"}
+    assert [file.name for file in stores[0].files("")] == ["manifest.json"]
+
+
+def test_two_prefixes_of_a_bucket_never_see_each_other(s3_uri: str) -> None:
+    one, two, inner = (store_at(f"{s3_uri}/{name}") for name in ("one", "one-more", "one/inner"))
+    one.write("artifacts/name", b"one")
+    two.write("artifacts/name", b"two")
+    assert (one.read("artifacts/name"), two.read("artifacts/name")) == (b"one", b"two")
+    assert inner.read("artifacts/name") is None
+    assert [file.name for file in one.files("artifacts/")] == ["artifacts/name"]
+    two.delete(["artifacts/name"])
+    assert one.read("artifacts/name") == b"one"
 
 
 @pytest.mark.parametrize("uri", ["http://host/bucket", "s3://", "folder", "file://host/folder", "file://folder"])
@@ -140,13 +152,18 @@ def test_an_object_on_s3_is_described_and_fetched(s3_uri: str, tmp_path: Path) -
     store.create("some/prompts.jsonl", data)
     artifact = describe(f"{s3_uri}/some/prompts.jsonl")
     assert (artifact.kind, artifact.size_bytes) == ("file", len(data))
-    path = fetch(artifact, tmp_path)
-    assert (path.name, path.read_bytes()) == ("prompts.jsonl", data)
+    with fetched(artifact, tmp_path) as path:
+        assert (path.name, path.read_bytes()) == ("prompts.jsonl", data)
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with fetched(artifact, tmp_path) as path:
+        assert path.read_bytes() == data
     store.call("put_object", "some/prompts.jsonl", Body=b"other")
     assert describe(artifact.uri).digest != artifact.digest
+    with fetched(artifact, tmp_path) as path:
+        assert path.read_bytes() == data
     path.unlink()
-    with pytest.raises(InputError, match="changed since it was looked up"):
-        fetch(artifact, tmp_path)
+    with pytest.raises(InputError, match="changed since it was looked up"), fetched(artifact, tmp_path):
+        pass
 
 
 def test_an_object_or_bucket_that_is_not_there_is_named_and_not_made(s3_uri: str) -> None:
