@@ -6,8 +6,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pipeline import Pipeline
+from flows.recording import recorded
 from flows.summary import Summary, summarise
 from tasks import stages
+from tasks.runner import Workplace
 
 
 @flow(name="alignment", description="SFT, reward model and PPO, then value-head removal, merge, evaluation and export.")
@@ -26,7 +28,13 @@ def alignment(
         overrides: Single options of the pipeline, such as {"ppo.kl_coef": 0.1}.
     """
     options = pipeline.overridden(overrides or {}, seed, model)
-    place = options.workplace()
+    told = {"model": model, "seed": seed, **(overrides or {})}
+    with recorded(options.workplace(), told) as place:
+        return run_chain(options, place)
+
+
+def run_chain(options: Pipeline, place: Workplace) -> Summary:
+    """Every stage of the chain, and what came of it."""
     existing = options.existing_artifacts()
 
     base = existing.get("model")

@@ -126,7 +126,9 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
 def _run_flow(entry: "Entry", seed: int | None, overrides: Mapping[str, Any]) -> tuple["Summary", dict[str, StageRun]]:
     """The flow's summary, and how each stage went."""
     from flows.alignment import alignment
+    from flows.recording import PIPELINE_VARIABLE
 
+    os.environ[PIPELINE_VARIABLE] = entry.name
     parameters = entry.parameters
     state = alignment(
         parameters.pipeline,

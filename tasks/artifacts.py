@@ -10,7 +10,7 @@ interrupted and runs again sends only what is missing.
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -57,14 +57,20 @@ NOT_PUBLISHED = ("checkpoints", "error.json")
 SHARED_PACKAGES = ("actor_critic", "engines", "rewards")
 CARRIERS = (
     "artifacts",
+    "beacon",
     "cache",
+    "catalogue",
     "checkpoint_publisher",
+    "claims",
     "display",
     "externals",
     "file_names",
+    "keys",
     "launch",
+    "lineage",
     "manifest",
     "runner",
+    "runs",
     "s3",
     "s3_abilities",
     "s3_options",
@@ -75,7 +81,11 @@ CARRIERS = (
     "stored_checkpoints",
     "stores",
     "supervisor",
+    "survey",
+    "sweep",
+    "sweeper",
     "transfer",
+    "waste",
 )
 LIBRARIES = (
     "accelerate",
@@ -136,11 +146,13 @@ def publish(
     inputs: Mapping[str, Artifact],
     exclude: Sequence[str] = NOT_PUBLISHED,
     chunk_bytes: int | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Artifact:
     """Upload `folder` without the top-level names in `exclude`, then its manifest; returns the artifact under `key`.
 
     If another attempt published under this key first, that one is the artifact and is returned.
     `chunk_bytes` is the unit that is sent and verified, S3 wants at least 5 MiB; None = what fits the largest file.
+    `confirm` is called before the manifest is written, and may raise to prevent it.
     """
     if there := find(store, stage, key):
         return there
@@ -164,6 +176,7 @@ def publish(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     upload(store, folder, manifest)
+    confirm()
     store.create(f"{manifest.folder}/{MANIFEST}", manifest.to_json())
     winner = find(store, stage, key)
     if winner is None:

@@ -19,7 +19,9 @@ from tasks.artifacts import Artifact, Store, artifact_key, code_version, fetched
 from tasks.checkpoint_publisher import CheckpointPublisher
 from tasks.config import Config
 from tasks.errors import InputError
+from tasks.keys import Key
 from tasks.launch import PROJECT, OutOfMemory, StageCancelled, StageFailed, Watch, launch, tail_of
+from tasks.runs import Run, unrecorded_run
 from tasks.stage_log import publish_log
 from tasks.stored_checkpoints import Trail, fetch_newest, remove_checkpoints
 
@@ -60,11 +62,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a stage runs: the store, a scratch folder, and accelerate's config file."""
+    """Where a stage runs: the store, a scratch folder, accelerate's config file, and the run that it is part of."""
 
     store: Store
     folder: Path
     accelerate_config: Path
+    run: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,10 @@ def run_stage(
     folder = place.folder / stage.name / key
     output = folder / "output"
     trail = Trail(place.store, stage.name, key, version, output)
-    with _only_one(folder), contextlib.ExitStack() as in_use:
+    with _only_one(folder), _run_of(place) as run, contextlib.ExitStack() as in_use:
+        held = run.claim([Key(stage.name, key)], inputs.values())
         if found := find(place.store, stage.name, key):
+            run.note([found, *inputs.values()])
             return Outcome(found, already_done=True)
         with _full_disk_refused(folder):
             output.mkdir(parents=True, exist_ok=True)
@@ -109,8 +114,10 @@ def run_stage(
             config=options,
             inputs=inputs,
             exclude=NOT_PUBLISHED,
+            confirm=lambda: run.confirm(held),
         )
         remove_checkpoints(trail)
+        run.note([artifact, *inputs.values()])
     shutil.rmtree(folder)
     return Outcome(artifact, already_done=False)
 
@@ -132,6 +139,16 @@ def check_inputs(stage: Stage, inputs: Mapping[str, Artifact]) -> None:
                 f"{stage.name}: input '{name}' must be of kind {' or '.join(kinds[known])}, "
                 f"but {artifact.uri} is of kind {artifact.kind}. Name an artifact of the right kind."
             )
+
+
+@contextlib.contextmanager
+def _run_of(place: Workplace) -> Iterator[Run]:
+    """The run that the stage is part of, or one of its own."""
+    if place.run is not None:
+        yield place.run
+        return
+    with unrecorded_run(place.store) as run:
+        yield run
 
 
 @contextlib.contextmanager

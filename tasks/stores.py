@@ -213,10 +213,10 @@ class FileStore:
     def _paths(self, prefix: str) -> Iterator[tuple[str, Path]]:
         """Name and path of whatever lies under the prefix."""
         folder = self._root / prefix.rpartition("/")[0]
-        paths = [Path(top, name) for top, _, names in os.walk(folder) for name in names]  # folders may go meanwhile
-        for path in sorted(paths):
+        found = sorted(Path(parent, file) for parent, _, files in os.walk(folder) for file in files)
+        for path in found:
             name = path.relative_to(self._root).as_posix()
-            if name.startswith(prefix) and path.is_file():
+            if name.startswith(prefix):
                 yield name, path
 
 
@@ -224,12 +224,20 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(TEMPORARY)
 
 
+def _temporary_beside(path: Path) -> str:
+    """A new empty file in the folder of `path`, which whoever deletes its last file removes meanwhile."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent)
+            os.close(descriptor)
+            return temporary
+
+
 class _FileUpload:
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        descriptor, self._temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent)
-        os.close(descriptor)
+        self._temporary = _temporary_beside(path)
 
     def send(self, index: int, start: int, data: Content) -> None:
         if not data.is_what_it_says:
