@@ -8,6 +8,7 @@ from pydantic import Field
 from tasks.artifacts import Artifact
 from tasks.config import Config
 from tasks.display import read_report
+from tasks.lineage import tree_of_inputs
 from tasks.runner import Workplace
 
 
@@ -53,6 +54,7 @@ class Summary(Config):
     metrics: dict[str, Metric] = Field(description="The same by each other judge.")
     samples: list[Sample] = Field(description="Held-out prompts with both answers, chosen by the seed.")
     artifacts: dict[str, str] = Field(description="Where each stage's artifact lies.")
+    lineage: str = Field("", description="What the export was made of, as lines of text.")
 
     @property
     def export_uri(self) -> str:
@@ -60,10 +62,11 @@ class Summary(Config):
         return self.artifacts["export"]
 
     def as_markdown(self) -> str:
-        """A table of the figures, and the samples side by side."""
+        """A table of the figures, the samples side by side, and the lineage."""
         rows = "\n".join(f"| {name} | {value} |" for name, value in self.figures().items())
         samples = "\n\n".join(sample.as_markdown() for sample in self.samples)
-        return f"| figure | value |\n|---|---|\n{rows}\n\n{samples}\n"
+        lineage = f"\n## Lineage\n\n~~~~text\n{self.lineage}\n~~~~\n" if self.lineage else ""
+        return f"| figure | value |\n|---|---|\n{rows}\n\n{samples}\n{lineage}"
 
     def figures(self) -> dict[str, str]:
         """Each figure's name and value as text, in the order of the chain."""
@@ -98,6 +101,7 @@ def summarise(artifacts: Mapping[str, Artifact | None], place: Workplace) -> Sum
         metrics=_metrics(measured),
         samples=[_sample(sample, judge) for sample in measured["samples"]],
         artifacts={stage: artifact.uri for stage, artifact in made.items()},
+        lineage=tree_of_inputs(place.store, {"export": made["export"]}),
     )
 
 

@@ -21,6 +21,7 @@ from tasks.config import Config
 from tasks.errors import InputError
 from tasks.keys import Key
 from tasks.launch import PROJECT, OutOfMemory, StageCancelled, StageFailed, Watch, launch, tail_of
+from tasks.lineage import tree_of_inputs
 from tasks.runs import Run, unrecorded_run
 from tasks.stage_log import publish_log
 from tasks.stored_checkpoints import Trail, fetch_newest, remove_checkpoints
@@ -37,7 +38,7 @@ __all__ = [
     "run_stage",
 ]
 
-LINEAGE_FILE = "lineage.json"
+LINEAGE_FILE, TREE_FILE = "lineage.json", "tree.txt"
 NOT_PUBLISHED = ("checkpoints", "error.json")
 MOST_REDUCTIONS = 4
 REDUCED = "reduced_for_memory"
@@ -49,7 +50,8 @@ logger = logging.getLogger(__name__)
 class Stage:
     """A program and its inputs: name -> the kinds of artifact that may stand there; `*` in a name is any text.
 
-    One that wants lineage gets a further input `lineage`, a folder with lineage.json: what each other input is.
+    One that wants lineage gets a further input `lineage`, a folder with lineage.json: what each other input is, and
+    tree.txt: what they were made of.
     """
 
     name: str
@@ -201,6 +203,7 @@ def _fetch_inputs(
         paths["lineage"].mkdir(exist_ok=True)
         lineage = {name: lineage_of(place.store, artifact) for name, artifact in inputs.items()}
         (paths["lineage"] / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2))
+        (paths["lineage"] / TREE_FILE).write_text(tree_of_inputs(place.store, inputs))
     return paths
 
 

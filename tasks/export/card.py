@@ -41,6 +41,7 @@ class Facts:
     conversational: bool
     sampling: Mapping[str, Any]
     trial: Trial
+    tree: str = ""  # of what the inputs were made of; empty where it is not known
 
 
 def model_card(config: ExportConfig, facts: Facts) -> str:
@@ -56,6 +57,7 @@ def model_card(config: ExportConfig, facts: Facts) -> str:
         *_data(facts),
         "## How it was made",
         _lineage_table(facts.parents),
+        *([f"~~~~text\n{facts.tree}\n~~~~"] if facts.tree else []),
         *_settings_and_figures(facts.parents),
         "## Limits",
         _limits(facts),

@@ -74,6 +74,7 @@ def main(config: ExportConfig, inputs: Mapping[str, Path], output: Path) -> None
         conversational=evaluation.conversational,
         sampling=evaluation.sampling,
         trial=trial,
+        tree=read_tree(inputs),
     )
     describe(folder, config, facts)
     move_into_place(folder, output)
@@ -108,6 +109,12 @@ def read_parents(inputs: Mapping[str, Path]) -> dict[str, Parent]:
         for name, folder in inputs.items()
         if name != "lineage"
     }
+
+
+def read_tree(inputs: Mapping[str, Path]) -> str:
+    """What the inputs were made of, as lines of text; empty where the input `lineage` was not given."""
+    tree = inputs["lineage"] / "tree.txt" if "lineage" in inputs else None
+    return tree.read_text() if tree is not None and tree.is_file() else ""
 
 
 def _json_in(folder: Path, name: str) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def test_the_figures_come_from_the_stages_reports(place: Workplace) -> None:
     page = summary.as_markdown()
     assert "| score before → after PPO | -0.500 → 1.250 |" in page
     assert "- PPO (+2.00): Yes, gladly." in page
+    assert f"~~~~text\n└─ export (any) {made['export'].digest[:12]}" in page
 
 
 def test_without_sft_and_reward_model_the_rule_judges(place: Workplace) -> None:

@@ -91,6 +91,7 @@ def test_a_stage_that_wants_lineage_is_told_what_its_inputs_are(place: Workplace
     [(name, lineage)] = json.loads((Path(folder) / "lineage.json").read_text()).items()
     assert (name, lineage["uri"], lineage["stage"]) == ("before", first.artifact.uri, "stub")
     assert lineage["config"] == StubConfig(text="one").model_dump()
+    assert (Path(folder) / "tree.txt").read_text().startswith(f"└─ before (text) {first.artifact.digest[:12]}")
 
 
 def test_a_missing_input_is_refused_before_launch(place: Workplace) -> None:

@@ -100,3 +100,11 @@ def test_flat_facts_leave_out_lists_and_long_texts():
     report = {"a": 1, "b": {"c": 0.5, "d": "x" * 121}, "e": [1], "f": None, "g": "short"}
 
     assert flatten(report) == {"a": 1, "b.c": 0.5, "g": "short"}
+
+
+def test_the_tree_of_the_lineage_stands_where_it_is_known():
+    facts = Facts(**{**vars(FACTS), "tree": "└─ model (model) 4c1f"})
+    section = model_card(CONFIG, facts).partition("## How it was made")[2].partition("\n### ")[0]
+
+    assert "~~~~text\n└─ model (model) 4c1f\n~~~~" in section
+    assert "~~~~text\n\n" not in model_card(CONFIG, FACTS)
