@@ -35,7 +35,7 @@ from tasks.manifest import (
     sha256_of,
 )
 from tasks.stores import Store, store_at
-from tasks.transfer import bring, read_verified, upload
+from tasks.transfer import NUM_READINGS, bring, read_verified, upload
 
 __all__ = [
     "Artifact",
@@ -276,5 +276,11 @@ def _artifact(store: Store, manifest: Manifest) -> Artifact:
 
 def _read_manifest(store: Store, stage: str, key: str) -> Manifest | None:
     folder = artifact_folder(stage, key)
-    data = store.read(f"{folder}/{MANIFEST}")
-    return None if data is None else Manifest.from_json(data, f"{store.uri}/{folder}")
+    for number in range(NUM_READINGS):
+        data = store.read(f"{folder}/{MANIFEST}")
+        try:
+            return None if data is None else Manifest.from_json(data, f"{store.uri}/{folder}")
+        except DamagedArtifact:  # the network may have spoilt it
+            if number == NUM_READINGS - 1:
+                raise
+    raise AssertionError

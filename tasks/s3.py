@@ -6,21 +6,21 @@ Nothing relies on more than the server was found to do (tasks/s3_abilities.py).
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, ResponseStreamingError
+from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
 
 from tasks.errors import InputError
 from tasks.manifest import NUM_THREADS, FileEntry
 from tasks.s3_abilities import Abilities, probe
 from tasks.s3_options import options_from
-from tasks.s3_requests import DEFAULT_REGION, LOCAL_SERVER, OTHER_CONTENT, Requests, code_of, status_of
+from tasks.s3_requests import DEFAULT_REGION, LOCAL_SERVER, Requests, code_of, status_of
 from tasks.s3_uploads import PartsUpload, WholeUpload, elect
-from tasks.stores import ChangedContent, Content, Stored, Unfinished, Upload
+from tasks.stores import ChangedContent, Content, Stored, Unfinished, Upload, UploadVanished
 
 OPENING_PATIENCE_S = 15.0
 MAKES_AN_OBJECT = ("put_object", "create_multipart_upload")
@@ -130,6 +130,30 @@ class S3Store:
             parts.update({part["PartNumber"]: part["ETag"] for part in page.get("Parts", [])})
         return parts
 
+    def complete(self, name: str, id: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the completion of an upload answers; raises UploadVanished where there is none of this id.
+
+        Ceph calls that an internal error, as it does what may pass.
+        """
+
+        def ask(client: Any) -> dict[str, Any]:
+            place = {"UploadId": id, "MultipartUpload": {"Parts": parts}}
+            try:
+                return self._ask(client, "complete_multipart_upload", name, place)
+            except ClientError as error:
+                if status_of(error) >= 500 and not self._is_open(name, id):
+                    raise UploadVanished(f"{self.uri}/{name}: {error}") from error
+                raise
+
+        return self._requests.send(ask)
+
+    def _is_open(self, name: str, id: str) -> bool:
+        try:
+            self.call("list_parts", name, UploadId=id, MaxParts=1)
+        except ClientError as error:
+            return status_of(error) != 404
+        return True
+
     def call(self, operation: str, name: str, **arguments: Any) -> dict[str, Any]:
         """What the S3 operation on the object `name` answers."""
         return self._requests.send(lambda client: self._ask(client, operation, name, arguments))
@@ -146,21 +170,17 @@ class S3Store:
         if not self.abilities().checks_content and not data.is_what_it_says:
             raise ChangedContent
 
-        def ask(client: Any) -> dict[str, Any]:
-            try:
-                return self._ask(client, operation, new_name(), {**arguments, "Body": data})
-            except ClientError as error:
-                if not data.is_what_it_says:
-                    raise ChangedContent from error
-                if code_of(error) in OTHER_CONTENT:
-                    raise ResponseStreamingError(error=error) from error
-                raise
-
-        return self._requests.send(ask)
+        return self._requests.send(lambda client: self._ask(client, operation, new_name(), {**arguments, "Body": data}))
 
     def _ask(self, client: Any, operation: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         made = self._options.for_new_objects if operation in MAKES_AN_OBJECT else {}
-        return dict(getattr(client, operation)(**self._bucket, Key=self._prefix + name, **made, **arguments))
+        try:
+            return dict(getattr(client, operation)(**self._bucket, Key=self._prefix + name, **made, **arguments))
+        except ClientError as error:
+            data = arguments.get("Body")
+            if isinstance(data, Content) and not data.is_what_it_says:
+                raise ChangedContent from error
+            raise
 
     def _pages(self, operation: str, prefix: str, markers: dict[str, str]) -> Iterator[dict[str, Any]]:
         """The answers of a listing; `markers` say under which name the next request takes what an answer ended with."""

@@ -70,8 +70,8 @@ REMEDIES = {
     "KMS.NotFoundException": "Set ALIGNMENT_S3_SSE_KMS_KEY_ID to a key that is there and that these keys may use.",
     "KMS.DisabledException": "Enable the key of ALIGNMENT_S3_SSE_KMS_KEY_ID, or name another.",
 }
-PASSING = ("RequestTimeout", "SlowDown", "IncompleteBody", "OperationAborted")
-OTHER_CONTENT = ("BadDigest", "XAmzContentSHA256Mismatch")
+SPOILT = ("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "")  # on its way; without a code, the answer was
+PASSING = ("RequestTimeout", "SlowDown", "OperationAborted", *SPOILT)
 LASTING = ("NotImplemented", "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "InvalidBucketState")
 WRONG_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "doesn't match")
 OUTAGES = (HTTPClientError, NoConnection, IncompleteReadError, ResponseParserError, BrokenBody)
@@ -218,9 +218,9 @@ def _client_of(session: Any) -> Any:
     )
     client = session.client("s3", region_name=session.region_name or DEFAULT_REGION, config=config)
     for operation in ("PutObject", "UploadPart"):
-        client.meta.events.register(f"choose-signer.s3.{operation}", _signature)
+        client.meta.events.register_first(f"choose-signer.s3.{operation}", _signature)
     return client
 
 
 def _signature(signature_version: str, **_: Any) -> str | None:
-    return SIGNATURE if signature_version == "s3v4" else None
+    return SIGNATURE if signature_version in ("v4", "s3v4") else None

@@ -45,12 +45,12 @@ class PartsUpload:
         self._name = name
         self._entry = entry
         self._etags: dict[int, str] = {}
-        self._id = store.open_upload(name) if resume else None
-        if self._id is not None:
-            self._etags = store.parts(name, self._id)
+        interrupted = store.open_upload(name) if resume else None
+        if interrupted:
+            self._id, self._etags = interrupted, store.parts(name, interrupted)
         else:
             answer = store.call("create_multipart_upload", name, Metadata={"sha256": entry.sha256})
-            self._id = answer["UploadId"]
+            self._id = str(answer["UploadId"])
 
     def send(self, index: int, start: int, data: Content) -> None:
         number = index + 1
@@ -62,11 +62,7 @@ class PartsUpload:
     def complete(self) -> None:
         numbers = range(1, len(self._entry.chunks) + 1)
         parts = [{"PartNumber": number, "ETag": self._etags[number]} for number in numbers]
-        self._unless_completed(
-            lambda: self._store.call(
-                "complete_multipart_upload", self._name, UploadId=self._id, MultipartUpload={"Parts": parts}
-            )
-        )
+        self._unless_completed(lambda: self._store.complete(self._name, self._id, parts))
 
     def _has_arrived(self, number: int, data: Content) -> bool:
         etag = self._etags.get(number, "").strip('"')
@@ -79,9 +75,11 @@ class PartsUpload:
         """
         try:
             return request()
-        except ClientError as error:
+        except (ClientError, UploadVanished) as error:
             if self._store.has(self._name, self._entry):
                 return {}
+            if isinstance(error, UploadVanished):
+                raise
             if code_of(error) in ("NoSuchUpload", "InvalidPart", "InvalidPartOrder") or status_of(error) == 404:
                 raise UploadVanished(f"{self._store.uri}/{self._name}: {error}") from error
             raise

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,9 +42,9 @@ class Chunk:
         """Whether this chunk stands at its place in the file under `folder`."""
         return sha256_of_span(folder / self.name, self.start, self.length) == self.sha256
 
-    def read(self, folder: Path) -> Content:
-        """What stands at this chunk's place in the file under `folder`; it is said to be this chunk."""
-        data, size = Content(self.length), 0
+    def read(self, folder: Path, into: Content) -> Content:
+        """What stands at this chunk's place in the file under `folder`, said to be this chunk; in `into` if it fits."""
+        data, size = into if len(into) == self.length else Content(self.length), 0
         data.sha256 = self.sha256
         with (folder / self.name).open("rb", buffering=0) as file:
             file.seek(self.start)
@@ -78,6 +79,7 @@ def upload(store: Store, folder: Path, manifest: Manifest) -> None:
 def _upload(store: Store, folder: Path, manifest: Manifest, names: Collection[str], resume: bool) -> set[str]:
     """Send these files; the result names those whose uploads vanished on the way."""
     vanished: set[str] = set()
+    mine = threading.local()  # each thread fills one buffer again and again: fresh memory costs as much as hashing
 
     def begin(name: str) -> Upload | None:
         return store.begin(f"{manifest.files_folder}/{name}", manifest.files[name], resume)
@@ -85,8 +87,10 @@ def _upload(store: Store, folder: Path, manifest: Manifest, names: Collection[st
     def send(chunk: Chunk) -> None:
         if chunk.name in vanished:
             return
+        data = chunk.read(folder, into=getattr(mine, "data", Content()))
+        mine.data = data
         try:
-            pending[chunk.name].send(chunk.index, chunk.start, chunk.read(folder))
+            pending[chunk.name].send(chunk.index, chunk.start, data)
         except ChangedContent as error:
             raise RuntimeError(f"{folder / chunk.name} changed while it was being published.") from error
         except UploadVanished as reason:
@@ -129,7 +133,7 @@ def read_verified(store: Store, manifest: Manifest, name: str) -> bytes:
 
 def _download(store: Store, manifest: Manifest, target: Path) -> None:
     partial = target.with_name(target.name + PARTIAL)
-    refuse_links(partial)
+    _remove_strangers(manifest, partial)
     begun = {name for name in manifest.files if (partial / name).exists()}
     _lay_out(manifest.files, partial)
     fresh = _chunks(manifest, manifest.files.keys() - begun)
@@ -141,11 +145,7 @@ def _download(store: Store, manifest: Manifest, target: Path) -> None:
 
 
 def _mend(store: Store, manifest: Manifest, target: Path) -> None:
-    refuse_links(target)
-    for path in sorted(target.rglob("*")):
-        if path.is_file() and path.relative_to(target).as_posix() not in manifest.files:
-            logger.warning("%s does not belong to the artifact; it is removed.", path)
-            path.unlink()
+    _remove_strangers(manifest, target)
     cut = {name: entry for name, entry in manifest.files.items() if _size_of(target / name) != entry.size}
     for name in cut:
         logger.warning("%s is damaged: it has not its size; what is wrong in it is fetched again.", target / name)
@@ -156,6 +156,15 @@ def _mend(store: Store, manifest: Manifest, target: Path) -> None:
             path = target / chunk.name
             logger.warning("%s is damaged: %s does not match its SHA-256; it is fetched again.", path, chunk)
     _receive(store, manifest, target, wrong)
+
+
+def _remove_strangers(manifest: Manifest, folder: Path) -> None:
+    """Delete the files under `folder` that the manifest does not name; raises InputError for a link."""
+    refuse_links(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in manifest.files:
+            logger.warning("%s does not belong to the artifact; it is removed.", path)
+            path.unlink()
 
 
 def _receive(store: Store, manifest: Manifest, folder: Path, chunks: Iterable[Chunk]) -> None:

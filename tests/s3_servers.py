@@ -56,6 +56,7 @@ osd_pool_default_pgp_num = 1
 osd_pool_default_pg_autoscale_mode = off
 osd_objectstore = memstore
 memstore_device_bytes = 8589934592
+rgw_crypt_s3_kms_backend = testing
 rgw_crypt_require_ssl = false
 rgw_crypt_s3_kms_encryption_keys = testkey-1=YmluCmJvb3N0CmJvb3N0LWJ1aWxkCmNlcGguY29uZgo=
 rgw_gc_obj_min_wait = 1

@@ -193,6 +193,21 @@ def test_a_changed_manifest_is_refused(store: Store, output: Path, change: Calla
         find(store, "sft", KEY)
 
 
+def test_a_manifest_that_was_spoilt_on_its_way_is_read_again(
+    store: Store, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = published(store, output)
+    read, answers = store.read, [flip(100), lambda data: data[:50]]
+
+    def spoil(name: str) -> bytes | None:
+        data = read(name)
+        return answers.pop()(data or b"") if answers else data
+
+    monkeypatch.setattr(store, "read", spoil)
+    assert find(store, "sft", KEY) == artifact
+    assert answers == []
+
+
 def test_a_manifest_of_other_content_is_refused(store: Store, output: Path, tmp_path: Path) -> None:
     artifact = published(store, output)
     with pytest.raises(DamagedArtifact, match=f"its digest is {artifact.digest}, expected 000"):

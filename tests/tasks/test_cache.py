@@ -92,11 +92,13 @@ def test_a_file_that_is_too_short_is_named_and_completed(
     assert [str(cached) in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_what_others_put_into_an_entry_is_removed(store: Store, output: Path, cache: Path) -> None:
+@pytest.mark.parametrize("suffix", ["", ".partial"])
+def test_what_others_put_into_an_entry_is_removed(suffix: str, store: Store, output: Path, cache: Path) -> None:
     artifact = published(store, output)
     folder = fetch(store, artifact, cache)
     whole = contents(folder)
     (folder / "deep" / "more.json").write_text("{}")
+    folder.rename(f"{folder}{suffix}")
     assert contents(fetch(store, artifact, cache)) == whole
 
 

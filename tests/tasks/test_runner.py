@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tasks.artifacts import Artifact, fetch, find, read_files, store_at
+from tasks.cache import make_room
 from tasks.errors import InputError
 from tasks.runner import Outcome, Stage, StageCancelled, StageFailed, Watch, Workplace, check_inputs, run_stage
 from tasks.stores import FileStore
@@ -56,6 +57,22 @@ def test_checkpoints_are_not_published_and_the_scratch_folder_is_emptied(place: 
     files = {path.name for path in fetch(place.store, outcome.artifact, place.folder / "cache").iterdir()}
     assert files == {"text", "report.json", "metrics.jsonl", "log.txt"}
     assert [path.suffix for path in (place.folder / "stub").iterdir()] == [".lock"]
+
+
+def test_inputs_stay_in_the_cache_while_the_stage_runs(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNMENT_CACHE_GIB", "0")
+    first = run(place, StubConfig(text="one, ")).artifact
+    cache = place.folder / "cache"
+    seen: list[bool] = []
+
+    def evict_all(record: object) -> None:
+        make_room(cache, 0)
+        seen.append((cache / first.digest).exists())
+
+    run(place, StubConfig(text="two"), {"before": first}, watch=Watch(evict_all, lambda: False))
+    assert seen == [True] * 3
+    make_room(cache, 0)
+    assert not (cache / first.digest).exists()
 
 
 def test_metrics_are_forwarded_in_order(place: Workplace) -> None:

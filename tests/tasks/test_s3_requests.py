@@ -48,6 +48,8 @@ def get(client: object) -> bytes:
         (409, "OperationAborted"),
         (409, "ConditionalRequestConflict"),
         (400, "RequestTimeout"),
+        (400, "BadDigest"),
+        (400, "XAmzContentSHA256Mismatch"),
         (0, ""),
         (1, ""),
     ],
