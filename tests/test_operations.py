@@ -29,7 +29,7 @@ QUOTES = [*re.findall(r"^> (.+)$", PAGE, re.MULTILINE), *re.findall(r"^\| `(.+?)
 
 
 def test_there_are_quotes() -> None:
-    assert len(QUOTES) >= 30
+    assert len(QUOTES) >= 35
     assert len(MESSAGES) > 10_000
 
 
@@ -38,3 +38,9 @@ def test_a_quoted_message_is_one_that_the_program_says(quote: str) -> None:
     fixed = [part for part in quote.split(DIFFERS) if part]
     assert max(map(len, fixed)) >= 10, "too short to be found"
     assert re.search(".*".join(map(re.escape, fixed)), MESSAGES), quote
+
+
+def test_every_command_of_ours_is_there() -> None:
+    modules = set(re.findall(r"python -m ((?:infra|tasks)\.\w+)", PAGE))
+    assert len(modules) >= 3
+    assert [name for name in modules if not (PROJECT / f"{name.replace('.', '/')}.py").is_file()] == []
