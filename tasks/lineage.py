@@ -23,7 +23,7 @@ from tasks.keys import Key
 from tasks.stores import Store, store_at
 from tasks.survey import read_runs
 
-MADE_FROM, USED_BY = "made from", "used by"
+MADE_FROM, USED_BY, SEEN = "made from", "used by", "see above"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Lineage:
         if not keys:
             return self._outside(name, digest)
         if digest in seen:
-            return self._node(name, keys[0], note="see above")
+            return self._node(name, keys[0], note=SEEN)
         seen.add(digest)
         inputs = self.catalogue.manifests[keys[0]].inputs
         return self._node(name, keys[0], inputs=tuple(self.backwards(*each, seen) for each in sorted(inputs.items())))
@@ -73,7 +73,7 @@ class Lineage:
                 known = manifest.digest in seen
                 seen.add(manifest.digest)
                 onward = () if known else self.forwards(key.stage, manifest.digest, seen)
-                uses.append(self._node(key.stage, key, note="see above" if known else None, uses=onward))
+                uses.append(self._node(key.stage, key, note=SEEN if known else None, uses=onward))
         return tuple(uses)
 
     def _node(self, name: str, key: Key, **more: Any) -> Node:
@@ -131,9 +131,16 @@ def as_text(node: Node) -> str:
 
 
 def changed_options(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options by dotted name that differ from the stage's defaults; all of them for a stage that is not known."""
+    """The options by dotted name that differ from the stage's defaults, without what is empty in an optional group.
+
+    All of them for a stage that is not known.
+    """
     defaults = _flat(_defaults(stage))
-    return {name: value for name, value in _flat(config).items() if name not in defaults or defaults[name] != value}
+
+    def is_told(name: str, value: Any) -> bool:
+        return bool(value != defaults[name] if name in defaults else value is not None and value not in ({}, []))
+
+    return {name: value for name, value in _flat(config).items() if is_told(name, value)}
 
 
 def _branches(nodes: Sequence[Node], libraries: Mapping[str, str]) -> Iterator[str]:
@@ -151,7 +158,7 @@ def _without_dates(node: Node) -> Node:
 
 def _facts(node: Node) -> list[str]:
     head = " ".join(filter(None, [node.name, f"({node.kind})" if node.kind else "", node.digest[:12], node.note]))
-    lines = [head, f"  {node.uri}"] if node.uri else [head]
+    lines = [head, f"  {node.uri}"] if node.uri and node.note != SEEN else [head]
     if node.note is None:
         lines.append("  " + ", ".join(filter(None, [node.created, f"code {node.code_version}"])))
         lines += [f"  {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in node.config.items()]
