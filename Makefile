@@ -4,7 +4,7 @@ INSTALLED := .venv/installed
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit lint deploy s3 s3-stop sweep clean
+.PHONY: help install demo test test-unit lint chaos deploy s3 s3-stop sweep clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,6 +31,10 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+SEED ?= 1
+chaos: $(INSTALLED)  ## the long form of tests/chaos: kills, faults, full disks, another machine (about an hour, 25 GB)
+	$(BIN)/python -m tests.chaos --seed $(SEED) --output chaos.json
 
 deploy: $(INSTALLED)  ## bring the Prefect server to what pipelines.yaml says
 	@$(BIN)/python -m infra.deploy
