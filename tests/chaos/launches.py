@@ -26,6 +26,7 @@ from tests.chaos.marks import MARK, Process, below, marked
 ACKNOWLEDGED = re.compile(r"is at (\S+://\S+)")
 FLOW_RUN = re.compile(r"Beginning flow run '([\w-]+)'")
 CANCELLING = {"type": "CANCELLING", "name": "Cancelling"}
+ASK_EVERY_S = 1.0
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -80,7 +81,7 @@ class RunnerAlone:
 
     def must_end(self, processes: list[Process], target: str) -> list[Process]:
         """Those that may not be alive a while after a kill of `target`."""
-        if target in (self.runner, "cancel"):
+        if target == self.runner:
             return processes
         supervisor = self.supervisor(processes)
         return [supervisor, *below(supervisor, processes)] if supervisor else []
@@ -131,7 +132,8 @@ class FromWorker(RunnerAlone):
         content["deployments"][0]["work_pool"]["name"] = pool
         self._file.write_text(yaml.safe_dump(content, sort_keys=False))
         self._pool = pool
-        self._run_id = ""
+        self._run_id = self._state = ""
+        self._asked_at = 0.0
         unmarked = {name: value for name, value in self.environment.items() if name != MARK}
         deploy = [sys.executable, "-m", "infra.deploy", "--file", str(self._file)]
         subprocess.run(deploy, cwd=PROJECT, env=unmarked, check=True, capture_output=True, timeout=120)
@@ -141,10 +143,13 @@ class FromWorker(RunnerAlone):
             self._spawn("prefect", "worker", "start", "--pool", self._pool)
         [deployment] = ask_prefect("deployments/filter", deployments={"name": {"any_": [ENTRY]}})
         self._run_id = ask_prefect(f"deployments/{deployment['id']}/create_flow_run")["id"]
+        self._state, self._asked_at = "", 0.0
 
     def status(self) -> int | None:
-        state = ask_prefect("flow_runs/filter", flow_runs={"id": {"any_": [self._run_id]}})[0]["state_type"]
-        return None if state not in TERMINAL else int(state != "COMPLETED")
+        if time.monotonic() - self._asked_at >= ASK_EVERY_S:
+            self._state = ask_prefect("flow_runs/filter", flow_runs={"id": {"any_": [self._run_id]}})[0]["state_type"]
+            self._asked_at = time.monotonic()
+        return None if self._state not in TERMINAL else int(self._state != "COMPLETED")
 
     def main_process(self, processes: list[Process]) -> Process | None:
         supervisor = self.supervisor(processes)
@@ -158,7 +163,7 @@ class FromWorker(RunnerAlone):
     def must_end(self, processes: list[Process], target: str) -> list[Process]:
         if target == "worker":
             return [one for one in processes if one == self.worker(processes)]
-        if target in (self.runner, "cancel"):
+        if target == self.runner:
             worker = self.worker(processes)
             return [one for one in processes if one != worker]
         return super().must_end(processes, target)

@@ -98,22 +98,23 @@ def kill_chains(sizes: Sizes, folder: Path, result: Result) -> None:
     }
 
 
+def meet_each_fault(sizes: Sizes, folder: Path, result: Result) -> None:
+    """Every kind of fault once for every request of a publish and a fetch, on each server."""
+    for name, variables in _servers(folder):
+        late = transfers.refuse_expired_credentials(variables, folder / name / "expired")
+        stuck = transfers.survive_each_fault(variables, folder / name / "once", sizes.say)
+        result.violations += [f"{name}, {one}" for one in (*late, *stuck)]
+
+
 def spoil_requests(sizes: Sizes, folder: Path, result: Result) -> None:
-    """Transfers through the fault proxy, on each server, in the clear and over TLS."""
+    """Transfers with faults drawn by the seed, on each server, in the clear and over TLS."""
     result.figures["transfers"] = []
-    for server, start in SERVERS.items():
-        place = folder / server
-        place.mkdir()
-        with start(place) as variables:
-            with account(variables):
-                late = transfers.refuse_expired_credentials(variables, place / "expired")
-                stuck = transfers.survive_each_fault(variables, place / "once", sizes.say)
-            result.violations += [f"{server}, {one}" for one in (*late, *stuck)]
-            for tls in (False, True):
-                share = -(-sizes.num_faulted // (2 * len(SERVERS)))
-                tally = transfers.run_transfers(server, variables, place, sizes.seed, share, tls, sizes.say)
-                result.figures["transfers"].append(tally.as_json())
-                result.violations += tally.violations
+    for name, variables in _servers(folder):
+        for tls in (False, True):
+            share = -(-sizes.num_faulted // (2 * len(SERVERS)))
+            tally = transfers.run_transfers(name, variables, folder / name, sizes.seed, share, tls, sizes.say)
+            result.figures["transfers"].append(tally.as_json())
+            result.violations += tally.violations
 
 
 def fill_disks(sizes: Sizes, folder: Path, result: Result) -> None:
@@ -145,12 +146,21 @@ def move_large_object(sizes: Sizes, folder: Path, result: Result) -> None:
 
 PARTS: Mapping[str, Callable[[Sizes, Path, Result], None]] = {
     "kills": kill_chains,
+    "each-fault": meet_each_fault,
     "faults": spoil_requests,
     "disk": fill_disks,
     "machines": change_machines,
     "concurrency": run_at_once,
     "large": move_large_object,
 }
+
+
+def _servers(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Each S3 server in turn, running, with its clients' environment."""
+    for name, start in SERVERS.items():
+        (folder / name).mkdir()
+        with start(folder / name) as variables:
+            yield name, variables
 
 
 def _plan(chain: int, sizes: Sizes) -> tuple[type[RunnerAlone], int]:

@@ -21,6 +21,12 @@ def test_a_chain_survives_kills(sizes: Sizes) -> None:
     assert result.figures["kills"] >= 4
 
 
+def test_no_wrong_byte_comes_through_faults(sizes: Sizes) -> None:
+    result = run_part("faults", sizes)
+    assert result.violations == []
+    assert sum(sum(tally["faults"].values()) for tally in result.figures["transfers"]) >= 240
+
+
 @pytest.mark.skipif(disk.why_not() is not None, reason=str(disk.why_not()))
 def test_a_full_disk_is_named_and_loses_nothing(sizes: Sizes) -> None:
     assert run_part("disk", sizes).violations == []
