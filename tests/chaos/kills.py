@@ -154,7 +154,7 @@ def weights_of(uri: str) -> dict[str, str]:
 
 
 def _wait_for(launch: RunnerAlone, point: KillPoint, undisturbed: Undisturbed) -> bool:
-    """Return at the point's moment; False if the run was past it or done before it came."""
+    """Return at the point's moment, or as soon as the run is past it; False if the run has ended."""
     stages = list(undisturbed.seconds)
     deadline = time.monotonic() + CHAIN_TIMEOUT_S
     if point.stage is None:
@@ -163,10 +163,10 @@ def _wait_for(launch: RunnerAlone, point: KillPoint, undisturbed: Undisturbed) -
     began: float | None = None
     while time.monotonic() < deadline and launch.status() is None:
         stage = stage_of(launch.supervisor(marked(launch.mark)))
+        if stage and stages.index(stage) > stages.index(point.stage):
+            return True
         if stage == point.stage and began is None:
             began = time.monotonic()
-        if stage and stages.index(stage) > stages.index(point.stage):
-            return False
         if began is not None and time.monotonic() - began >= point.moment * undisturbed.seconds[point.stage]:
             return True
         time.sleep(POLL_S)
@@ -233,7 +233,7 @@ def _finish(launch: RunnerAlone, result: ChainResult) -> None:
 
 def _compare(launch: RunnerAlone, undisturbed: Undisturbed) -> list[str]:
     """What differs from the undisturbed run, and what was reported and is not there."""
-    violations = []
+    violations, weights = [], {}
     for uri in launch.acknowledged():
         try:
             weights = weights_of(uri)

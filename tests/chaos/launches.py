@@ -132,8 +132,8 @@ class FromWorker(RunnerAlone):
         content["deployments"][0]["work_pool"]["name"] = pool
         self._file.write_text(yaml.safe_dump(content, sort_keys=False))
         self._pool = pool
-        self._run_id = self._state = ""
-        self._asked_at = 0.0
+        self._run_ids: list[str] = []
+        self._state, self._asked_at = "", 0.0
         unmarked = {name: value for name, value in self.environment.items() if name != MARK}
         deploy = [sys.executable, "-m", "infra.deploy", "--file", str(self._file)]
         subprocess.run(deploy, cwd=PROJECT, env=unmarked, check=True, capture_output=True, timeout=120)
@@ -142,12 +142,13 @@ class FromWorker(RunnerAlone):
         if self.process is None or self.process.poll() is not None:
             self._spawn("prefect", "worker", "start", "--pool", self._pool)
         [deployment] = ask_prefect("deployments/filter", deployments={"name": {"any_": [ENTRY]}})
-        self._run_id = ask_prefect(f"deployments/{deployment['id']}/create_flow_run")["id"]
+        self._run_ids.append(ask_prefect(f"deployments/{deployment['id']}/create_flow_run")["id"])
         self._state, self._asked_at = "", 0.0
 
     def status(self) -> int | None:
         if time.monotonic() - self._asked_at >= ASK_EVERY_S:
-            self._state = ask_prefect("flow_runs/filter", flow_runs={"id": {"any_": [self._run_id]}})[0]["state_type"]
+            [run] = ask_prefect("flow_runs/filter", flow_runs={"id": {"any_": self._run_ids[-1:]}})
+            self._state = run["state_type"]
             self._asked_at = time.monotonic()
         return None if self._state not in TERMINAL else int(self._state != "COMPLETED")
 
@@ -168,8 +169,14 @@ class FromWorker(RunnerAlone):
             return [one for one in processes if one != worker]
         return super().must_end(processes, target)
 
+    def acknowledged(self) -> list[str]:
+        """As the tasks' final states say: the log of a flow from a worker lies with Prefect."""
+        runs = ask_prefect("task_runs/filter", flow_runs={"id": {"any_": self._run_ids}}, sort="END_TIME_DESC")
+        done = [run["state"]["message"] for run in reversed(runs) if run["state_type"] == "COMPLETED"]
+        return list(dict.fromkeys(message for message in done if "://" in message))
+
     def cancel(self) -> None:
-        ask_prefect(f"flow_runs/{self._run_id}/set_state", state=CANCELLING)
+        ask_prefect(f"flow_runs/{self._run_ids[-1]}/set_state", state=CANCELLING)
 
 
 def ask_prefect(path: str, **body: Any) -> Any:
