@@ -139,18 +139,23 @@ class FromWorker(RunnerAlone):
         subprocess.run(deploy, cwd=PROJECT, env=unmarked, check=True, capture_output=True, timeout=120)
 
     def start(self) -> None:
-        if self.process is None or self.process.poll() is not None:
-            self._spawn("prefect", "worker", "start", "--pool", self._pool)
+        self._keep_worker()
         [deployment] = ask_prefect("deployments/filter", deployments={"name": {"any_": [ENTRY]}})
         self._run_ids.append(ask_prefect(f"deployments/{deployment['id']}/create_flow_run")["id"])
         self._state, self._asked_at = "", 0.0
 
     def status(self) -> int | None:
+        self._keep_worker()
         if time.monotonic() - self._asked_at >= ASK_EVERY_S:
             [run] = ask_prefect("flow_runs/filter", flow_runs={"id": {"any_": self._run_ids[-1:]}})
             self._state = run["state_type"]
             self._asked_at = time.monotonic()
         return None if self._state not in TERMINAL else int(self._state != "COMPLETED")
+
+    def _keep_worker(self) -> None:
+        """Start a worker in place of one that has ended, as a machine's service manager does."""
+        if self.process is None or self.process.poll() is not None:
+            self._spawn("prefect", "worker", "start", "--pool", self._pool)
 
     def main_process(self, processes: list[Process]) -> Process | None:
         supervisor = self.supervisor(processes)
