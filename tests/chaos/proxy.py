@@ -102,7 +102,8 @@ class Proxy:
     def _count(self, request: Request, client: asyncio.StreamWriter) -> None:
         address = client.get_extra_info("peername")[0]
 
-        self.parts_sent[address] += request.method == "PUT" and "partNumber=" in request.target
+        is_part = request.method == "PUT" and "partNumber=" in request.target
+        self.parts_sent[address] += is_part and "/artifacts/" in request.target
 
 
 @contextmanager
