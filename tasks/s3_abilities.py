@@ -1,5 +1,6 @@
 """What an S3 server can do, found by trying: servers differ, and some ignore what they do not know."""
 
+import contextlib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from botocore.exceptions import ClientError
 from tasks.config import Config
 from tasks.manifest import NUM_THREADS
 from tasks.s3_requests import status_of
-from tasks.stores import ChangedContent, Content, Unfinished
+from tasks.stores import ChangedContent, Content, Unfinished, UploadVanished
 
 if TYPE_CHECKING:
     from tasks.s3 import S3Store
@@ -116,11 +117,21 @@ def _checks_content(store: "S3Store", name: str) -> bool:
 
 
 def _lists_uploads(store: "S3Store", name: str) -> bool:
+    """Tried again under another name where the upload's id came spoilt: the server then knows no such upload."""
+    for number in range(NUM_ROUNDS):
+        with contextlib.suppress(UploadVanished):
+            return _lists_upload(store, f"{name}-{number}")
+    raise ConnectionError(f"{store.uri} does not know the uploads that it has begun.")
+
+
+def _lists_upload(store: "S3Store", name: str) -> bool:
     id = store.call("create_multipart_upload", name)["UploadId"]
-    etag = store.call("upload_part", name, UploadId=id, PartNumber=1, Body=b"part")["ETag"]
     try:
+        etag = store.call("upload_part", name, UploadId=id, PartNumber=1, Body=b"part")["ETag"]
         return [upload.id for upload in store.unfinished(name)] == [id] and store.parts(name, id) == {1: etag}
     except ClientError as error:
+        if status_of(error) == 404:
+            raise UploadVanished(f"{store.uri}/{name}: {error}") from error
         if status_of(error) not in (400, 405, 501):
             raise
         return False

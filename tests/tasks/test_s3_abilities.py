@@ -108,6 +108,25 @@ def test_uploads_that_are_not_listed_are_found_out(
     assert not probe(store_of("s3://test-artifacts/unlisted")).lists_uploads
 
 
+@pytest.mark.slow
+def test_an_upload_whose_id_came_spoilt_is_tried_again(
+    ceph: Mapping[str, str], set_account: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_account(ceph)
+    ask, begun = S3Store._ask, []
+
+    def spoilt_once(self: S3Store, client: Any, operation: str, name: str, arguments: Mapping[str, Any]) -> Any:
+        answer = ask(self, client, operation, name, arguments)
+        if operation == "create_multipart_upload":
+            begun.append(name)
+            answer["UploadId"] = answer["UploadId"].swapcase() if len(begun) == 1 else answer["UploadId"]
+        return answer
+
+    monkeypatch.setattr(S3Store, "_ask", spoilt_once)
+    assert probe(store_of("s3://test-artifacts/spoilt")).lists_uploads
+    assert len(begun) == 2
+
+
 @pytest.mark.parametrize(
     ("field", "without", "says"),
     [
