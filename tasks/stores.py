@@ -227,8 +227,8 @@ def _is_temporary(path: Path) -> bool:
 def _temporary_beside(path: Path) -> str:
     """A new empty file in the folder of `path`, which whoever deletes its last file removes meanwhile."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent)
             os.close(descriptor)
             return temporary
