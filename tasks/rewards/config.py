@@ -103,13 +103,30 @@ class FunctionReward(Config):
         return self
 
 
-class ApiReward(Config):
+class ServiceConfig(Config):
+    """A service that is asked over HTTP."""
+
+    url: Annotated[str, AfterValidator(_require_service)]
+    """Where the requests are posted."""
+    timeout_s: float = Field(60.0, gt=0, allow_inf_nan=False)
+    """Seconds that a connection, and each pause within an answer, may take."""
+    max_retries: int = Field(6, ge=0)
+    """Further tries after a connection error, a timeout, or status 429 or 5xx; their pauses double from 0.5 s up to
+    30 s, so 6 bridge half a minute. A longer Retry-After is honoured. Any other status is refused at once."""
+    num_parallel: int = Field(4, ge=1)
+    """Requests under way at once, of each process."""
+    auth_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable, where the stage runs, that holds the Authorization header (`Bearer ...`). None = no
+    header."""
+    replay: str | None = Field(None, min_length=1)
+    """The log of a former run's requests, which answers instead of the service. None = the service is asked."""
+
+
+class ApiReward(ServiceConfig):
     """A service that is asked over HTTP, as LLaMA-Factory or OpenRLHF ask it."""
 
     type: Literal["api"] = "api"
     """What the source is."""
-    url: Annotated[str, AfterValidator(_require_service)]
-    """Where the requests are posted."""
     name: Name = "api"
     """In metrics and files."""
     weight: Weight = 1.0
@@ -118,17 +135,8 @@ class ApiReward(Config):
     """llama_factory: {"model", "messages"} -> {"scores"}; openrlhf: {"query", "prompts", "labels"} -> {"rewards"}."""
     label_column: str = "answer"
     """Column of the prompts' records that openrlhf's `labels` hold; "" is sent where a record has none."""
-    timeout_s: float = Field(60.0, gt=0, allow_inf_nan=False)
-    """Seconds that a connection, and each pause within an answer, may take."""
-    max_retries: int = Field(6, ge=0)
-    """Further tries after a connection error, a timeout, or status 429 or 5xx; their pauses double from 0.5 s up to
-    30 s, so 6 bridge half a minute. A longer Retry-After is honoured. Any other status is refused at once."""
     batch_size: int = Field(32, ge=1)
     """Responses in one request."""
-    num_parallel: int = Field(4, ge=1)
-    """Requests under way at once, of each process."""
-    auth_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable, where PPO runs, that holds the Authorization header (`Bearer ...`). None = no header."""
     replay: str | None = Field(None, min_length=1)
     """A former run's reward_NAME.jsonl, which answers instead of the service; those of its other processes are read
     from beside it. None = the service is asked."""

@@ -22,10 +22,10 @@ class Exchange:
 
 
 class RequestLog:
-    """Appends to `folder`/reward_NAME.jsonl, in a process of another rank to reward_NAME.rankR.jsonl."""
+    """Appends to the file `path`; each process needs one of its own, named `path` with .rankN before the ending."""
 
-    def __init__(self, folder: Path, name: str, rank: int) -> None:
-        self.path = folder / f"reward_{name}{f'.rank{rank}' if rank else ''}.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.lock = threading.Lock()
 
     def append(self, exchange: Exchange) -> None:
@@ -38,7 +38,7 @@ class RequestLog:
 def read_exchanges(path: Path) -> Iterator[Exchange]:
     """What the log at `path` and those of the other processes beside it hold; raises InputError for a wrong line."""
     if not path.is_file():
-        raise InputError(f"replay {path} is not a file. Give a former run's reward_NAME.jsonl.")
+        raise InputError(f"replay {path} is not a file. Give the log of requests that a former run wrote.")
     for part in (path, *sorted(path.parent.glob(f"{path.stem}.rank*.jsonl"))):
         with part.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):

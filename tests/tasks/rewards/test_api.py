@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import InputError
-from tasks.rewards import api
+from tasks.rewards import api, client
 from tasks.rewards.api import Message, check_service, load_service
 from tasks.rewards.config import ApiReward
 from tests.tasks.rewards.service import Reply, lengths, serving
@@ -17,7 +17,7 @@ from tests.tasks.rewards.service import Reply, lengths, serving
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
@@ -152,9 +152,9 @@ def test_a_wrong_answer_is_not_asked_for_again_and_stays_in_the_log(tmp_path, co
 
 
 def test_pauses_double_up_to_a_limit_and_differ_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "FIRST_PAUSE_S", 0.5)
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.5)
     for retry, longest in enumerate([0.5, 1, 2, 4, 8, 16, 30, 30]):
-        pauses = {api._pause_s(retry) for _ in range(20)}
+        pauses = {client._pause_s(retry) for _ in range(20)}
         assert len(pauses) > 1
         assert all(longest / 2 <= pause <= longest for pause in pauses)
 
@@ -162,7 +162,7 @@ def test_pauses_double_up_to_a_limit_and_differ_at_random(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_a_longer_pause_that_the_service_asks_for_is_honoured(tmp_path, form: str, monkeypatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(api.time, "sleep", slept.append)
+    monkeypatch.setattr(client.time, "sleep", slept.append)
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
 
     def answer(request: dict[str, Any], number: int) -> Reply:
@@ -174,7 +174,7 @@ def test_a_longer_pause_that_the_service_asks_for_is_honoured(tmp_path, form: st
 
 
 def test_a_header_that_asks_for_nothing_sensible_is_no_pause() -> None:
-    assert [api._retry_after_s(header) for header in ("", "soon", "-3", "Mon, 01 Jan 2001 00:00:00 GMT")] == [0] * 4
+    assert [client._retry_after_s(header) for header in ("", "soon", "-3", "Mon, 01 Jan 2001 00:00:00 GMT")] == [0] * 4
 
 
 def test_the_authorization_header_comes_from_the_environment_and_stays_out_of_the_log(tmp_path, monkeypatch) -> None:
@@ -191,7 +191,7 @@ def test_an_authorization_header_that_the_service_repeats_is_shown_and_kept_nowh
     status: int, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setenv("JUDGE_AUTH", "Bearer s3cret")
-    monkeypatch.setattr(api.time, "sleep", lambda _: None)
+    monkeypatch.setattr(client.time, "sleep", lambda _: None)
     repeated = {"error": ["no right for Bearer s3cret", {"s3cret": "token s3cret expired"}]}
     with serving(lambda request, number: (status, repeated, {})) as service:
         config = ApiReward(url=service.url, auth_variable="JUDGE_AUTH", max_retries=1)
@@ -205,7 +205,7 @@ def test_an_authorization_header_that_the_service_repeats_is_shown_and_kept_nowh
 
 @pytest.mark.parametrize("value", ["Bearer s3cret\nX-Other: 1", "Bearer s3cr\u00e9t", "Bearer s3\0cret"])
 def test_an_authorization_header_that_none_can_be_is_refused_and_not_shown(value: str, monkeypatch) -> None:
-    monkeypatch.setattr(api.os, "environ", {"JUDGE_AUTH": value})
+    monkeypatch.setattr(client.os, "environ", {"JUDGE_AUTH": value})
     with pytest.raises(InputError, match="JUDGE_AUTH holds characters that no header may have") as refused:
         check_service(ApiReward(url="http://localhost:1/", auth_variable="JUDGE_AUTH"))
     assert "s3" not in str(refused.value)
