@@ -4,11 +4,15 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.states import State
 
 from flows.pipeline import Pipeline
-from flows.recording import recorded
+from flows.recording import pipeline_name, recorded
+from flows.release import release_model
 from flows.summary import Summary, summarise
 from tasks import stages
+from tasks.champion import pointer_name
+from tasks.release import FailedByGate
 from tasks.runner import Workplace
 
 
@@ -18,8 +22,8 @@ def alignment(
     model: str | None = None,
     seed: int | None = None,
     overrides: dict[str, Any] | None = None,
-) -> Summary:
-    """Run the chain; what is already in the store is not computed again.
+) -> Summary | State[Any]:
+    """Run the chain; what is already in the store is not computed again. A model that the gate refuses fails the run.
 
     Args:
         pipeline: The options of every stage.
@@ -28,13 +32,17 @@ def alignment(
         overrides: Single options of the pipeline, such as {"ppo.kl_coef": 0.1}.
     """
     options = pipeline.overridden(overrides or {}, seed, model)
+    pointer_name(pipeline_name())  # raises InputError for one that cannot stand there, before any work
     told = {"model": model, "seed": seed, **(overrides or {})}
-    with recorded(options.workplace(), told) as place:
-        return run_chain(options, place)
+    try:
+        with recorded(options.workplace(), told) as place:
+            return run_chain(options, place)
+    except FailedByGate as refusal:
+        return refusal.state()
 
 
 def run_chain(options: Pipeline, place: Workplace) -> Summary:
-    """Every stage of the chain, and what came of it."""
+    """Every stage of the chain, and what came of it; raises FailedByGate before the export if the model is refused."""
     existing = options.existing_artifacts()
 
     base = existing.get("model")
@@ -47,10 +55,11 @@ def run_chain(options: Pipeline, place: Workplace) -> Summary:
     ppo = existing.get("ppo") or stages.ppo(options.ppo, data, start, reward_model, place)
     policy = stages.remove_value_head(options.remove_value_head, ppo, start, place)
     tuned = policy if policy.kind != "adapter" else stages.merge_lora(options.merge_lora, policy, start, place)
-    evaluation = stages.evaluate(options.evaluate, data, start, tuned, reward_model, place)
     parents = {"data": data, "sft": sft, "reward_model": reward_model, "ppo": ppo}
-    export = stages.export(options.export, tuned, evaluation, parents, place)
+    release = release_model(options, place, data=data, model=tuned, sft=start, base=base, parents=parents)
 
-    summary = summarise({**parents, "evaluate": evaluation, "export": export}, place)
-    create_markdown_artifact(summary.as_markdown(), key="alignment-summary", description=f"Export: `{export.uri}`")
+    made = {**parents, "evaluate": release.evaluation, "export": release.export}
+    summary = summarise(made, release.verdicts, release.rival, place)
+    description = f"Export: `{release.export.uri}`"
+    create_markdown_artifact(summary.as_markdown(), key="alignment-summary", description=description)
     return summary

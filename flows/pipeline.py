@@ -14,7 +14,9 @@ from tasks.artifacts import Artifact, import_external, store_at
 from tasks.config import Config
 from tasks.errors import InputError
 from tasks.evaluate.config import EvaluateConfig
+from tasks.evaluate.names import judge_names, possible_figures
 from tasks.export.config import ExportConfig
+from tasks.gate import GateConfig, check_figures
 from tasks.merge_lora.config import MergeLoraConfig
 from tasks.ppo.config import PPOConfig
 from tasks.prepare_data.config import PrepareDataConfig
@@ -47,7 +49,9 @@ class Pipeline(Config):
     merge_lora: MergeLoraConfig = MergeLoraConfig()
     """Adding an adapter to its base."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """SFT against PPO on held-out prompts."""
+    """PPO against SFT and the champion on held-out prompts."""
+    gate: GateConfig = GateConfig()
+    """What a model has to prove in the evaluation before it is exported and becomes the champion."""
     export: ExportConfig = ExportConfig()
     """What users get."""
     existing: dict[Replaceable, str] = Field(default_factory=dict)
@@ -74,6 +78,18 @@ class Pipeline(Config):
                 "Nothing would judge the answers at the end: there is no reward model and no evaluate.metrics. "
                 "Name a function in evaluate.metrics, such as the one in ppo.rewards."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_names_figures_that_there_will_be(self) -> "Pipeline":
+        metrics, llm = self.evaluate.metrics, self.evaluate.llm_judge
+        has_reward_model = self.reward_model is not None or "reward_model" in self.existing
+        judges = judge_names(metrics, has_reward_model, has_second_reward_model=True)
+        check_figures(
+            self.gate,
+            metrics,
+            possible_figures(judges, None if llm is None else llm.name, self.evaluate.harness is not None),
+        )
         return self
 
     @model_validator(mode="after")

@@ -1,14 +1,17 @@
 """What a person wants to see at the end of a run."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from tasks.artifacts import Artifact
+from tasks.champion import Champion
 from tasks.config import Config
 from tasks.display import read_report
 from tasks.lineage import tree_of_inputs
+from tasks.gate import Verdict, as_markdown
 from tasks.runner import Workplace
 
 
@@ -52,6 +55,9 @@ class Summary(Config):
     win_rate_low: float = Field(description="Lower end of its 95 % interval.")
     win_rate_high: float = Field(description="Upper end of its 95 % interval.")
     metrics: dict[str, Metric] = Field(description="The same by each other judge.")
+    champion_before: str | None = Field(description="Where the champion lies that the model was compared with.")
+    champion_win_rate: float | None = Field(description="Win rate over that champion.")
+    gate: list[Verdict] = Field(description="The verdict of every rule.")
     samples: list[Sample] = Field(description="Held-out prompts with both answers, chosen by the seed.")
     artifacts: dict[str, str] = Field(description="Where each stage's artifact lies.")
     lineage: str = Field("", description="What the export was made of, as lines of text.")
@@ -66,7 +72,10 @@ class Summary(Config):
         rows = "\n".join(f"| {name} | {value} |" for name, value in self.figures().items())
         samples = "\n\n".join(sample.as_markdown() for sample in self.samples)
         lineage = f"\n## Lineage\n\n~~~~text\n{self.lineage}\n~~~~\n" if self.lineage else ""
-        return f"| figure | value |\n|---|---|\n{rows}\n\n{samples}\n{lineage}"
+        return f"| figure | value |\n|---|---|\n{rows}\n\n{as_markdown(self.gate)}\n\n{samples}\n{lineage}"
+
+    def _verdicts(self) -> Counter[str]:
+        return Counter(verdict.verdict for verdict in self.gate)
 
     def figures(self) -> dict[str, str]:
         """Each figure's name and value as text, in the order of the chain."""
@@ -82,12 +91,18 @@ class Summary(Config):
         return figures | {
             "KL to SFT, nats per response": f"{self.kl:.2f}",
             "win rate over SFT": f"{self.win_rate:.3f} (95 %: {self.win_rate_low:.3f} to {self.win_rate_high:.3f})",
+            "win rate over the champion": "no champion yet"
+            if self.champion_before is None
+            else f"{_optional(self.champion_win_rate)} ({self.champion_before})",
+            "gate": ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts().items()) or "no rules",
             "report": f"{self.artifacts['evaluate']} (report.md)",
             "export": self.export_uri,
         }
 
 
-def summarise(artifacts: Mapping[str, Artifact | None], place: Workplace) -> Summary:
+def summarise(
+    artifacts: Mapping[str, Artifact | None], verdicts: list[Verdict], rival: Champion | None, place: Workplace
+) -> Summary:
     """The run's figures, from the reports of its artifacts by stage."""
     made = {stage: artifact for stage, artifact in artifacts.items() if artifact is not None}
     measured = read_report(made["evaluate"], place)
@@ -99,6 +114,9 @@ def summarise(artifacts: Mapping[str, Artifact | None], place: Workplace) -> Sum
         score_after=measured[f"{judge}_after"],
         **{name: measured[name] for name in ("kl", "win_rate", "win_rate_low", "win_rate_high")},
         metrics=_metrics(measured),
+        champion_before=None if rival is None else rival.uri,
+        champion_win_rate=measured.get("champion_win_rate"),
+        gate=verdicts,
         samples=[_sample(sample, judge) for sample in measured["samples"]],
         artifacts={stage: artifact.uri for stage, artifact in made.items()},
         lineage=tree_of_inputs(place.store, {"export": made["export"]}),
@@ -106,12 +124,11 @@ def summarise(artifacts: Mapping[str, Artifact | None], place: Workplace) -> Sum
 
 
 def _metrics(measured: Mapping[str, Any]) -> dict[str, Metric]:
-    names = [name.removesuffix("_win_rate") for name in measured if name.endswith("_win_rate")]
     return {
         name: Metric(
             before=measured[f"{name}_before"], after=measured[f"{name}_after"], win_rate=measured[f"{name}_win_rate"]
         )
-        for name in names
+        for name in measured["judges"]
         if name != measured["judge"]
     }
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import yaml
@@ -38,6 +38,10 @@ LOCAL = PROJECT / ".local"
 RECORD_TIMEOUT_S = 10.0
 
 
+class RefusedByGate(Exception):
+    """The model was not let out; the message says by which rules."""
+
+
 @dataclass(frozen=True)
 class StageRun:
     """How long a stage took, and whether its artifact was there before."""
@@ -47,10 +51,16 @@ class StageRun:
 
 
 def main() -> int:
-    """The exit status: 0 when the chain is done, 1 when it failed, 2 when the input was refused, 130 on Ctrl-C."""
+    """The exit status: 0 when the chain is done, 1 when it failed, 2 when the input was refused, 130 on Ctrl-C.
+
+    3 when the gate refused the model.
+    """
     arguments = _parse()
     try:
         _run(arguments)
+    except RefusedByGate as refusal:
+        print(f"\nrefused by the gate: {refusal}", file=sys.stderr)
+        return 3
     except InputError as error:
         print(f"\nrefused: {error}", file=sys.stderr)
         return 2
@@ -68,6 +78,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one option, e.g. ppo.kl_coef=0.1; repeatable"
     )
+    parser.add_argument("--pipeline", metavar="NAME", help="whose champion to beat and become; default: the entry")
     parser.add_argument("--output", type=Path, help="folder for summary.json; default: the entry's name")
     return parser.parse_args()
 
@@ -78,7 +89,8 @@ def _run(arguments: argparse.Namespace) -> None:
     atexit.register(servers.close)  # before Prefect registers its own: what it still has to send needs the server
     with PeakMemory() as memory:
         prefect = start_servers(servers)
-        from infra.entries import read_entries  # Prefect reads its settings at import: the servers' come first
+        from flows.recording import PIPELINE_VARIABLE  # Prefect reads its settings at import: the servers' come first
+        from infra.entries import read_entries
 
         entries = read_entries(arguments.file)
         if arguments.entry not in entries:
@@ -86,6 +98,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if prefect is not None:
             prefect.wait_until_ready()
             print(f"watch it at {prefect.ui_url}", flush=True)
+        os.environ[PIPELINE_VARIABLE] = arguments.pipeline or arguments.entry
         summary, stages = _run_flow(entries[arguments.entry], arguments.seed, _overrides(arguments.set))
     seconds = {name: stage.seconds for name, stage in stages.items()} | {"total": time.monotonic() - started}
     output = arguments.output or Path(arguments.entry)
@@ -126,9 +139,8 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
 def _run_flow(entry: "Entry", seed: int | None, overrides: Mapping[str, Any]) -> tuple["Summary", dict[str, StageRun]]:
     """The flow's summary, and how each stage went."""
     from flows.alignment import alignment
-    from flows.recording import PIPELINE_VARIABLE
+    from tasks.release import FAILED_BY_GATE
 
-    os.environ[PIPELINE_VARIABLE] = entry.name
     parameters = entry.parameters
     state = alignment(
         parameters.pipeline,
@@ -137,7 +149,9 @@ def _run_flow(entry: "Entry", seed: int | None, overrides: Mapping[str, Any]) ->
         overrides={**parameters.overrides, **overrides},
         return_state=True,
     )
-    summary: Summary = state.result()
+    if state.name == FAILED_BY_GATE:
+        raise RefusedByGate(state.message)
+    summary = cast("Summary", state.result())
     assert state.state_details.flow_run_id is not None
     return summary, _stage_runs(state.state_details.flow_run_id)
 
@@ -148,6 +162,7 @@ def _stage_runs(flow_run_id: UUID) -> dict[str, StageRun]:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
 
+    from tasks.release import PASSED
     from tasks.stages import ALREADY_DONE
 
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
@@ -163,7 +178,7 @@ def _stage_runs(flow_run_id: UUID) -> dict[str, StageRun]:
         name = run.name.rsplit("-", 1)[0]
         before = stages.get(name, StageRun(0.0, already_done=True))
         seconds = before.seconds + run.total_run_time.total_seconds()
-        stages[name] = StageRun(seconds, before.already_done and run.state_name == ALREADY_DONE)
+        stages[name] = StageRun(seconds, before.already_done and run.state_name in (ALREADY_DONE, PASSED))
     return stages
 
 

@@ -63,7 +63,7 @@ EVALUATE = Stage(
     "evaluate",
     "tasks.evaluate.run",
     needs={"data": DATA, "sft": MODEL, "ppo": MODEL},
-    may_have={"reward_model": REWARD_MODEL},
+    may_have={"base": MODEL, "champion": MODEL, "reward_model": REWARD_MODEL, "second_reward_model": REWARD_MODEL},
 )
 EXPORT = Stage(
     "export",
@@ -157,12 +157,11 @@ def evaluate(
     data: Artifact,
     sft: Artifact,
     ppo: Artifact,
-    reward_model: Artifact | None,
+    others: Mapping[str, Artifact | None],
     place: Workplace,
 ) -> State[Artifact]:
-    """The SFT model against the PPO model on held-out prompts: kind `evaluation`."""
-    inputs = {"data": data, "sft": sft, "ppo": ppo, "reward_model": reward_model}
-    return _run(EVALUATE, config, "evaluation", place, inputs)
+    """PPO against SFT on held-out prompts, and against the base and champion among `others`: kind `evaluation`."""
+    return _run(EVALUATE, config, "evaluation", place, {"data": data, "sft": sft, "ppo": ppo, **others})
 
 
 @_stage_task("export")

@@ -1,184 +1,176 @@
-"""Ask both models the same prompts and have every judge mark the answers.
+"""Ask a model the prompts, and read its responses in the tokens of the SFT model.
 
 Letters: N prompts, R = the longest response allowed.
 """
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.data import decode_response, encode_prompt, prompt_text, read_split
-from tasks.episodes import join
+from tasks.data import Text, decode_response, encode_prompt, pad_right
+from tasks.episodes import Episodes, join, logprobs_of, measure_tokens
 from tasks.errors import InputError
-from tasks.evaluate.comparison import SCORE, Answers, Comparison, Floats
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.measures import kl_per_response
-from tasks.generation import Responses, generate, response_logprobs, uniform_numbers
-from tasks.model_files import require_kind
-from tasks.modeling import ScalarModel, load_causal_lm, load_reward_model, load_tokenizer, stop_token_ids
-from tasks.rewards.functions import RewardFunction, function_scores, load_reward_function
-from tasks.rewards.models import model_scores
-from tasks.rewards.sources import check_finite
+from tasks.generation import Responses, generate
+from tasks.modeling import load_causal_lm, load_tokenizer, reads_same_tokens, stop_token_ids
 from tasks.templates import with_stops
-
-NO_COLUMNS = ("prompt", "source")  # of a record, that are not handed to metrics
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Two models that share a tokenizer, and the judges of their answers."""
+class Rows:
+    """A response to each prompt, in SFT's tokens."""
 
-    tokenizer: PreTrainedTokenizerBase
-    sft: PreTrainedModel
-    ppo: PreTrainedModel
-    reward_model: ScalarModel | None
-    metrics: Mapping[str, RewardFunction]
+    texts: list[str]  # N
+    ids: list[list[int]]  # N, with the end token where it ended, without padding
+    ended: list[bool]  # N
 
 
-def choose_records(data: Path, num_prompts: int, seed: int) -> list[Record]:
-    """At most `num_prompts` held-out prompts with their columns, in random order by the seed."""
-    records = read_split(data, "prompts", "test")
-    if not records:
-        raise InputError(f"{data}/prompts_test.parquet holds no prompts. Give prepare_data more of them.")
-    if len(records) < num_prompts:
-        print(f"{num_prompts} prompts were asked for; all {len(records)} held-out ones are used.")
-    return random.Random(seed).sample(records, min(num_prompts, len(records)))
+@dataclass
+class Stopwatch:
+    """How long generation took."""
+
+    seconds: float = 0.0
+    num_tokens: int = 0
+    alone_s: list[float] = field(default_factory=list)  # of single prompts
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Tokens a second in batches, and the median seconds of a prompt that is answered alone."""
+        found = {"tokens_per_s": self.num_tokens / self.seconds} if self.seconds else {}
+        return found | ({"latency_s": median(self.alone_s)} if self.alone_s else {})
 
 
-def load_contest(config: EvaluateConfig, inputs: Mapping[str, Path]) -> Contest:
-    """The models in `inputs` and the metrics of `config`; raises InputError before loading what does not fit."""
-    judge = inputs.get("reward_model")
-    if judge is None and not config.metrics:
-        raise InputError("Nothing judges the answers. Give --input reward_model=DIR, or `metrics` in the config.")
-    for name in ("sft", "ppo"):
-        require_kind(inputs[name], "model")
-    tokenizer = load_tokenizer(inputs["sft"])
-    for folder in (inputs["ppo"], *([judge] if judge else [])):
-        _require_same_tokenizer(inputs["sft"], tokenizer, folder, load_tokenizer(folder))
-    metrics = {name: _load_metric(name, path) for name, path in config.metrics.items()}
+@dataclass(frozen=True)
+class Model:
+    """A language model that answers; `home` is SFT's tokenizer, `own` the model's."""
+
+    lm: PreTrainedModel
+    own: PreTrainedTokenizerBase
+    home: PreTrainedTokenizerBase
+    stopwatch: Stopwatch
+
+    @property
+    def is_at_home(self) -> bool:
+        """Whether the model reads SFT's tokens; only then have their probabilities anything to do with each other."""
+        return self.own is self.home
+
+
+def load_model(folder: Path, home: PreTrainedTokenizerBase, dtype: str) -> Model:
+    """The language model in `folder` on the device that there is."""
+    own = load_tokenizer(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Contest(
-        tokenizer=tokenizer,
-        sft=load_causal_lm(inputs["sft"], config.dtype).to(device),
-        ppo=load_causal_lm(inputs["ppo"], config.dtype).to(device),
-        reward_model=load_reward_model(judge, inputs["sft"], config.dtype).to(device) if judge else None,
-        metrics=metrics,
-    )
+    lm = load_causal_lm(folder, dtype).to(device)
+    return Model(lm, home if same_tokens(own, home) else own, home, Stopwatch())
 
 
-def compare(contest: Contest, records: Sequence[Record], config: EvaluateConfig) -> Iterator[Comparison]:
-    """The comparison of one batch of records after the other.
+def same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether token ids, EOS among them, of the one mean the same to the other."""
+    return reads_same_tokens(first, second) and first.eos_token_id == second.eos_token_id
 
-    Both models draw with the same random numbers, a row of them a prompt: equal models give equal answers, and
-    neither the batch size nor a prompt's neighbours change an answer.
+
+def answer(
+    model: Model,
+    prompts: Sequence[Text],
+    uniforms: Tensor | None,
+    config: EvaluateConfig,
+    on_batch: Callable[[Rows], None] = lambda _: None,
+) -> Rows:
+    """The model's response to each prompt, drawn with uniforms [N, R]; None: the likeliest tokens.
+
+    Every model draws with the same numbers, a row of them a prompt: equal models give equal answers, and neither the
+    batch size nor a prompt's neighbours change an answer.
     """
-    prompts = [encode_prompt(contest.tokenizer, record["prompt"], config.conversation_template) for record in records]
-    _require_room(prompts, config.sampling.response_length, contest)
-    uniforms = uniform_numbers(len(records), config.sampling.response_length, "evaluate", config.seed)
-    for start in range(0, len(records), config.batch_size):
-        rows = slice(start, start + config.batch_size)
-        yield _compare_batch(contest, records[rows], prompts[rows], uniforms[rows], config)
+    ids = [encode_prompt(model.own, prompt, config.conversation_template) for prompt in prompts]
+    _require_room(ids, model, config)
+    parts = []
+    for start in range(0, len(prompts), config.batch_size):
+        batch = slice(start, start + config.batch_size)
+        parts.append(_answer_batch(model, ids[batch], None if uniforms is None else uniforms[batch], config))
+        on_batch(parts[-1])
+    return Rows(
+        texts=[text for part in parts for text in part.texts],
+        ids=[ids for part in parts for ids in part.ids],
+        ended=[ended for part in parts for ended in part.ended],
+    )
 
 
-def _compare_batch(
-    contest: Contest,
-    records: Sequence[Record],
-    prompts: Sequence[Sequence[int]],
-    uniforms: Tensor,
-    config: EvaluateConfig,
-) -> Comparison:
-    """uniforms: [N, R]."""
-    sampling, template_ids = with_stops(config.conversation_template, config.sampling, contest.tokenizer)
-    model_ids = [stop for model in (contest.sft, contest.ppo) for stop in stop_token_ids(model, contest.tokenizer)]
-    before, after = (
-        generate(
-            model,
-            prompts,
-            sampling,
-            uniforms=uniforms,
-            stop_ids=sorted({*template_ids, *model_ids}),
-            tokenizer=contest.tokenizer,
-            pad_token_id=contest.tokenizer.pad_token_id,
-            rows_at_once=config.batch_size,
+def time_alone(model: Model, prompts: Sequence[Text], config: EvaluateConfig) -> None:
+    """Answer each prompt by itself, greedily, for the stopwatch; the first one twice, for it also warms up."""
+    for prompt in [*prompts[:1], *prompts]:
+        started = time.monotonic()
+        answer(model, [prompt], None, config)
+        model.stopwatch.alone_s.append(time.monotonic() - started)
+    del model.stopwatch.alone_s[:1]
+
+
+def kl_of(model: Model, reference: Model, prompts: Sequence[Text], rows: Rows, config: EvaluateConfig) -> Tensor:
+    """[N] nats: KL(model || reference) over each of the model's own sampled responses; see `kl_per_response`.
+
+    Both by the same pass: what generation keeps differs by rounding, which bfloat16 makes visible in the KL.
+    """
+    assert model.is_at_home
+    episodes = as_episodes(model.home, prompts, rows, config).each(lambda tensor: tensor.to(model.lm.device))
+    logprobs, ref_logprobs = (_logprobs(one.lm, episodes, config) for one in (model, reference))
+    return kl_per_response(logprobs, ref_logprobs, episodes.mask)
+
+
+def _logprobs(lm: PreTrainedModel, episodes: Episodes, config: EvaluateConfig) -> Tensor:
+    """[N, R] of the response tokens."""
+    temperature = config.sampling.temperature
+    return measure_tokens(lambda part: logprobs_of(lm, part, temperature), episodes, config.token_budget)
+
+
+def as_episodes(home: PreTrainedTokenizerBase, prompts: Sequence[Text], rows: Rows, config: EvaluateConfig) -> Episodes:
+    """Prompts and responses as rows of SFT's tokens."""
+    ids, mask = pad_right(rows.ids, 0)
+    return join([encode_prompt(home, prompt, config.conversation_template) for prompt in prompts], ids, mask)
+
+
+def _answer_batch(
+    model: Model, prompts: Sequence[Sequence[int]], uniforms: Tensor | None, config: EvaluateConfig
+) -> Rows:
+    """uniforms: [b, R]."""
+    sampling, template_ids = with_stops(config.conversation_template, config.sampling, model.own)
+    started = time.monotonic()
+    responses = generate(
+        model.lm,
+        prompts,
+        sampling,
+        uniforms=uniforms,
+        stop_ids=sorted({*template_ids, *stop_token_ids(model.lm, model.own)}),
+        tokenizer=model.own,
+        pad_token_id=model.own.pad_token_id,
+        rows_at_once=config.batch_size,
+    )
+    rows = _in_home_tokens(model, responses, config)
+    model.stopwatch.seconds += time.monotonic() - started
+    model.stopwatch.num_tokens += int(responses.mask.sum())
+    return rows
+
+
+def _in_home_tokens(model: Model, responses: Responses, config: EvaluateConfig) -> Rows:
+    """The responses as they are, or of a model with other tokens their texts, tokenised anew."""
+    own, ended = responses.unpadded(), responses.ended.tolist()
+    texts = [decode_response(model.own, row, config.conversation_template) for row in own]
+    if model.is_at_home:
+        return Rows(texts, own, ended)
+    ends = [[model.home.eos_token_id] if stopped else [] for stopped in ended]
+    ids = [model.home(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return Rows(texts, [row + end for row, end in zip(ids, ends, strict=True)], ended)
+
+
+def _require_room(prompts: Sequence[Sequence[int]], model: Model, config: EvaluateConfig) -> None:
+    room = getattr(model.lm.config, "max_position_embeddings", None)
+    longest, length = max(len(prompt) for prompt in prompts), config.sampling.response_length
+    if room is not None and longest + length > room:
+        raise InputError(
+            f"The longest prompt has {longest} tokens; with sampling.response_length {length} that is "
+            f"more than the model's {room} positions. Lower it, or leave long prompts out in prepare_data."
         )
-        for model in (contest.sft, contest.ppo)
-    )
-    # Both by the same pass: what generation keeps differs by rounding, which bfloat16 makes visible in the KL.
-    logprobs, ref_logprobs = (
-        response_logprobs(model, prompts, after, config.sampling.temperature, config.token_budget)
-        for model in (contest.ppo, contest.sft)
-    )
-    return Comparison(
-        prompts=[prompt_text(record["prompt"]) for record in records],
-        before=_judged(contest, records, prompts, before, config),
-        after=_judged(contest, records, prompts, after, config),
-        kl=_floats(kl_per_response(logprobs, ref_logprobs, after.mask)),
-    )
-
-
-def _judged(
-    contest: Contest,
-    records: Sequence[Record],
-    prompts: Sequence[Sequence[int]],
-    responses: Responses,
-    config: EvaluateConfig,
-) -> Answers:
-    texts = [decode_response(contest.tokenizer, row, config.conversation_template) for row in responses.unpadded()]
-    questions = [prompt_text(record["prompt"]) for record in records]
-    columns = {name: [record[name] for record in records] for name in records[0] if name not in NO_COLUMNS}
-    judgements: dict[str, Floats] = {}
-    if contest.reward_model is not None:
-        scores = model_scores(contest.reward_model, join(prompts, responses.ids, responses.mask), config.token_budget)
-        check_finite(scores.tolist(), "the reward model")
-        judgements[SCORE] = _floats(scores)
-    for name, function in contest.metrics.items():
-        judgements[name] = np.asarray(function_scores(function, questions, texts, columns), dtype=np.float64)
-    ended = responses.ended.tolist()
-    tokens = [row[:-1] if stopped else row for row, stopped in zip(responses.unpadded(), ended, strict=True)]
-    return Answers(texts=texts, tokens=tokens, ended=ended, judgements=judgements)
-
-
-def _load_metric(name: str, path: str) -> RewardFunction:
-    try:
-        return load_reward_function(path)
-    except InputError as error:
-        raise InputError(f"metrics.{name}: {error}") from error
-
-
-def _require_same_tokenizer(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, other_folder: Path, other: PreTrainedTokenizerBase
-) -> None:
-    ids, other_ids = tokenizer.get_vocab(), other.get_vocab()
-    if ids == other_ids and tokenizer.eos_token_id == other.eos_token_id:
-        return
-    differing = sorted(token for token in ids.keys() | other_ids.keys() if ids.get(token) != other_ids.get(token))
-    raise InputError(
-        f"The tokenizers in {folder} ({len(ids)} tokens, EOS {tokenizer.eos_token_id}) and {other_folder} "
-        f"({len(other_ids)} tokens, EOS {other.eos_token_id}) differ"
-        f"{f', first at {differing[0]!r}' if differing else ''}: "
-        "answers can be compared only between models of one chain. Give models that share their tokenizer."
-    )
-
-
-def _require_room(prompts: Sequence[Sequence[int]], response_length: int, contest: Contest) -> None:
-    for model in (contest.sft, contest.ppo):
-        room = getattr(model.config, "max_position_embeddings", None)
-        longest = max(len(prompt) for prompt in prompts)
-        if room is not None and longest + response_length > room:
-            raise InputError(
-                f"The longest prompt has {longest} tokens; with sampling.response_length {response_length} that is "
-                f"more than the model's {room} positions. Lower it, or leave long prompts out in prepare_data."
-            )
-
-
-def _floats(values: Tensor) -> Floats:
-    return values.double().cpu().numpy()

@@ -1,21 +1,25 @@
-"""SFT against PPO on held-out prompts: who wins, by how much, and at what distance from SFT.
+"""PPO on held-out prompts, against SFT and against the champion: who wins, by how much, and at what distance from SFT.
 
     python -m tasks.evaluate.run --config config.json --input data=DIR --input sft=DIR --input ppo=DIR \\
-        [--input reward_model=DIR] --output DIR
+        [--input champion=DIR] [--input base=DIR] [--input reward_model=DIR] [--input second_reward_model=DIR] \\
+        --output DIR
 
-Writes report.md (the page to read), evaluation.json (every figure), samples.json (every answer), scores.png and
-differences.png, and report.json (the figures with three samples).
+Writes report.md (the page to read), evaluation.json (every figure), samples.json (every sampled answer), canaries.json,
+scores.png and differences.png, speed.json, and report.json (the figures with three samples). All but report.md and
+speed.json are the same from run to run. `python -m tasks.evaluate` compares any two models by hand.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tasks.evaluate.answers import choose_records, compare, load_contest
-from tasks.evaluate.comparison import MEANINGS, Comparison, concatenate, figures, samples
+from tasks.evaluate.comparison import samples
 from tasks.evaluate.config import EvaluateConfig
+from tasks.evaluate.evaluation import Evaluation, measure
+from tasks.evaluate.names import MEANINGS
 from tasks.evaluate.plots import plot_differences, plot_judgements
-from tasks.evaluate.report import markdown, verdict
+from tasks.evaluate.report import LABELS, Page, markdown, verdict
 from tasks.model_files import write_json
 from tasks.modeling import quiet_libraries
 from tasks.program import require, run_program
@@ -24,53 +28,47 @@ from tasks.tracking import MetricsLog
 NUM_REPORTED_SAMPLES = 3
 
 
-def main(config: EvaluateConfig, inputs: Mapping[str, Path], output: Path) -> None:
-    """Compare the models in `inputs` and write the evaluation to `output`."""
+def main(config: EvaluateConfig, inputs: Mapping[str, Path], output: Path, labels: Mapping[str, str] = LABELS) -> None:
+    """Compare the models in `inputs` and write the evaluation to `output`; `labels` name each side to the reader."""
     quiet_libraries()
-    require(inputs, "data", "sft", "ppo", *(["reward_model"] if "reward_model" in inputs else []))
-    records = choose_records(inputs["data"], config.num_prompts, config.seed)
-    contest = load_contest(config, inputs)
+    require(inputs, "data", "sft", "ppo", *inputs)
     log = MetricsLog(output)
-    num_batches = -(-len(records) // config.batch_size)
-    parts: list[Comparison] = []
-    for step, part in enumerate(compare(contest, records, config), start=1):
-        parts.append(part)
-        log.write(step, num_batches, _means(concatenate(parts)))
-    comparison = concatenate(parts)
-    result = figures(comparison, config.num_bootstrap, config.seed, contest.tokenizer.decode)
-    settings = {
-        "config": config.model_dump(mode="json"),
-        "conversational": not isinstance(records[0]["prompt"], str),
-    }
-    write_evaluation(comparison, result, settings, config.num_samples, output)
-    print("\n".join(verdict(result, comparison.judges)))
+    evaluation = measure(config, inputs, output, log.write)
+    write_evaluation(evaluation, config, labels, output)
+    print("\n".join(verdict(evaluation.figures, evaluation.comparison.judges, labels)))
 
 
-def write_evaluation(
-    comparison: Comparison,
-    result: Mapping[str, object],
-    settings: Mapping[str, object],
-    num_samples: int,
-    output: Path,
-) -> None:
+def write_evaluation(evaluation: Evaluation, config: EvaluateConfig, labels: Mapping[str, str], output: Path) -> None:
     """Fill `output` with the page, the figures, the samples and the pictures; report.json comes last."""
+    comparison = evaluation.comparison
     answers = samples(comparison)
-    page = markdown(result, comparison.judges, answers[:num_samples])
-    (output / "report.md").write_text(page)
-    (output / "samples.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
-    plot_judgements(comparison, output / "scores.png")
-    plot_differences(comparison, output / "differences.png")
+    page = Page(
+        figures=evaluation.figures,
+        judges=comparison.judges,
+        llm=None if config.llm_judge is None else config.llm_judge.name,
+        samples=answers[: config.num_samples],
+        canaries=evaluation.canaries,
+        speed=evaluation.speed,
+        labels=labels,
+    )
+    (output / "report.md").write_text(markdown(page))
+    _write(output / "samples.json", answers)
+    _write(output / "canaries.json", evaluation.canaries)
+    plot_judgements(comparison, labels, output / "scores.png")
+    plot_differences(comparison, labels, output / "differences.png")
+    write_json(output / "speed.json", dict(evaluation.speed))
+    result = {
+        **evaluation.figures,
+        "judges": comparison.judges,
+        "not_measured": dict(evaluation.not_measured),
+    }
+    settings = {"config": config.model_dump(mode="json"), "conversational": evaluation.conversational}
     write_json(output / "evaluation.json", {**result, "about": MEANINGS, **settings})
     write_json(output / "report.json", {**result, "samples": answers[:NUM_REPORTED_SAMPLES]})
 
 
-def _means(comparison: Comparison) -> dict[str, float]:
-    """Progress so far: every judge's mean over both models' answers, and the KL."""
-    means = {}
-    for judge in comparison.judges:
-        means[f"{judge}_before"] = float(comparison.before.judgements[judge].mean())
-        means[f"{judge}_after"] = float(comparison.after.judgements[judge].mean())
-    return {**means, "kl": float(comparison.kl.mean())}
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import yaml
 
 from infra import local_s3
 from infra.services import prefect_server
+from tasks.artifacts import store_at
 
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "merge_lora", "evaluate", "export"]
+RELEASE = ["gate", "champion"]
 SMALLEST = {
     "prepare_data.sft.arguments": {"seed": 0, "num_records": 120},
     "prepare_data.preferences.arguments": {"seed": 0, "num_records": 120},
@@ -36,6 +39,7 @@ SMALLEST = {
     "ppo.sampling.response_length": 8,
     "evaluate.num_prompts": 4,
     "evaluate.sampling.response_length": 8,
+    **dict.fromkeys(("gate.tax", "gate.length_change", "gate.metric_drop")),
 }
 
 
@@ -134,9 +138,17 @@ def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
     command(environment, "prefect", "deployment", "run", "alignment/demo", "-p", overrides, "--watch")
     [run] = completed_runs(api, api.deployments()["demo"]["id"])
     tasks = wait_for(lambda: finished_tasks(api, run["id"]), timeout_s=20)
-    assert sorted(tasks) == sorted(STAGES)
+    assert sorted(tasks) == sorted(STAGES + RELEASE)
     keys = {artifact["key"] for artifact in api.post("artifacts/filter", limit=200)}
-    assert keys >= {"sft-progress", "sft-figures", "sft-report", "ppo-report", "evaluate-report", "alignment-summary"}
+    assert keys >= {
+        "sft-progress",
+        "sft-figures",
+        "sft-report",
+        "ppo-report",
+        "evaluate-report",
+        "gate-report",
+        "alignment-summary",
+    }
     [report] = [one for one in api.post("artifacts/filter", limit=200) if one["key"] == "ppo-report"]
     assert "data:image/png;base64," in report["data"]
 
@@ -144,7 +156,32 @@ def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
 def finished_tasks(api: Api, flow_run_id: str) -> list[str] | None:
     runs = api.post("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}})
     names = [run["name"].rsplit("-", 1)[0] for run in runs if run["state_type"] == "COMPLETED"]
-    return names if len(names) == len(STAGES) else None
+    return names if len(names) == len(STAGES + RELEASE) else None
+
+
+def test_a_model_that_the_gate_refuses_is_not_exported_and_the_champion_stays(
+    environment: dict[str, str], api: Api, worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    store = store_at(environment[local_s3.STORE_VARIABLE])
+    champion = store.read("champions/demo.json")
+    exports = [file.name for file in store.files("artifacts/export/")]
+    overrides = SMALLEST | {"gate.rules": [{"figure": "kl", "most": -1000}], "evaluate.num_prompts": 3}
+    words = ["prefect", "deployment", "run", "alignment/demo", "-p", f"overrides={json.dumps(overrides)}", "--watch"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 1
+    assert "FailedByGate" in done.stdout + done.stderr
+    [run] = [run for run in all_runs(api, api.deployments()["demo"]["id"]) if run["state_type"] == "FAILED"]
+    assert run["state_name"] == "FailedByGate"
+    assert "1 of 3 rules of the gate failed; nothing was exported" in run["state"]["message"]
+    assert re.search(r"failed: kl is \S+, has to be ≤ -1000", run["state"]["message"])
+    assert champion is not None
+    assert json.loads(champion)["uri"] in run["state"]["message"]
+    assert store.read("champions/demo.json") == champion
+    assert [file.name for file in store.files("artifacts/export/")] == exports
 
 
 def test_a_misspelt_option_is_refused_by_the_server(environment: dict[str, str], api: Api) -> None:
@@ -172,12 +209,16 @@ def test_a_schedule_fires_and_an_entry_that_leaves_the_file_is_removed(
     assert sorted(api.deployments()) == ["demo", "often"]
     [run] = wait_for(lambda: completed_runs(api, api.deployments()["often"]["id"]), timeout_s=90)[:1]
     assert run["auto_scheduled"]
-    assert {task["state_name"] for task in task_runs(api, run["id"])} <= {"AlreadyDone"}
+    stages = [task for task in task_runs(api, run["id"]) if task["name"].rsplit("-", 1)[0] in STAGES]
+    assert {task["state_name"] for task in stages} <= {"AlreadyDone"}
 
 
 def completed_runs(api: Api, deployment_id: str) -> list[dict[str, Any]]:
-    runs = api.post("flow_runs/filter", deployments={"id": {"any_": [deployment_id]}})
-    return [run for run in runs if run["state_type"] == "COMPLETED"]
+    return [run for run in all_runs(api, deployment_id) if run["state_type"] == "COMPLETED"]
+
+
+def all_runs(api: Api, deployment_id: str) -> list[dict[str, Any]]:
+    return list(api.post("flow_runs/filter", deployments={"id": {"any_": [deployment_id]}}))
 
 
 def task_runs(api: Api, flow_run_id: str) -> list[dict[str, Any]]:

@@ -76,6 +76,21 @@ def test_a_pipeline_without_any_score_is_refused() -> None:
     assert judged.reward_model is None
 
 
+def test_a_gate_on_a_figure_that_there_will_not_be_is_refused_with_the_nearest_name() -> None:
+    for figure, nearest in (("champion_win_rte", "champion_win_rate"), ("rule_differenc", "rule_difference")):
+        with pytest.raises(ValidationError, match=f"no figure '{figure}'.*{nearest}"):
+            pipeline(evaluate={"metrics": {"rule": "m:f"}}, gate={"rules": [{"figure": figure, "least": 0}]})
+    with pytest.raises(ValidationError, match="no figure 'llm_win_rate'"):
+        pipeline(gate={"rules": [{"figure": "llm_win_rate", "least": 0.5}]})
+    judge = {"url": "http://localhost:1/", "model": "judge"}
+    judged = pipeline(evaluate={"llm_judge": judge}, gate={"rules": [{"figure": "llm_win_rate", "least": 0.5}]})
+    assert judged.gate.rules[0].figure == "llm_win_rate"
+
+
+def test_the_gate_can_be_overridden() -> None:
+    assert pipeline().overridden({"gate.tax": 0.5}).gate.tax == 0.5
+
+
 def test_a_pipeline_without_a_start_is_refused() -> None:
     with pytest.raises(ValidationError, match="SFT has nothing to start from"):
         pipeline(sft={})

@@ -8,11 +8,15 @@ import pytest
 
 from flows.summary import summarise
 from tasks.artifacts import Artifact, publish, store_at
+from tasks.champion import Champion
+from tasks.gate import Verdict
 from tasks.runner import Workplace
 
 SAMPLE = {"prompt": "Hello?", "before": " No.", "after": " Yes, gladly."}
 SCORED = {
     "judge": "score",
+    "judges": ["score", "rule"],
+    "champion_win_rate": 0.625,
     "score_before": -0.5,
     "score_after": 1.25,
     "score_win_rate": 0.8,
@@ -25,8 +29,11 @@ SCORED = {
     "kl": 4.5,
     "samples": [SAMPLE | {"score_before": -1.0, "score_after": 2.0}],
 }
+VERDICTS = [Verdict(measures="tax", demand="≤ 0.05", measured=0.01, verdict="passed")]
+CHAMPION = Champion(uri="s3://store/champion", digest="1", model="2", run="r", since="now", figures={})
 BY_RULE_ALONE = {key: value for key, value in SCORED.items() if not key.startswith("score_")} | {
     "judge": "rule",
+    "judges": ["rule"],
     "samples": [SAMPLE | {"rule_before": 0.0, "rule_after": 1.0}],
 }
 
@@ -50,7 +57,7 @@ def test_the_figures_come_from_the_stages_reports(place: Workplace) -> None:
         "evaluate": artifact(place, "evaluate", SCORED),
         "export": artifact(place, "export", {}),
     }
-    summary = summarise(made, place)
+    summary = summarise(made, VERDICTS, CHAMPION, place)
     assert (summary.sft_eval_loss, summary.reward_pair_accuracy) == (2.5, 0.9)
     assert (summary.score_before, summary.score_after, summary.kl) == (-0.5, 1.25, 4.5)
     assert (summary.win_rate_low, summary.win_rate, summary.win_rate_high) == (0.7, 0.8, 0.9)
@@ -62,6 +69,9 @@ def test_the_figures_come_from_the_stages_reports(place: Workplace) -> None:
     assert "| score before → after PPO | -0.500 → 1.250 |" in page
     assert "- PPO (+2.00): Yes, gladly." in page
     assert f"~~~~text\n└─ export (any) {made['export'].digest[:12]}" in page
+    assert "| win rate over the champion | 0.625 (s3://store/champion) |" in page
+    assert "| gate | 1 passed |" in page
+    assert "| `tax` | ≤ 0.05 | 0.01 | passed |  |" in page
 
 
 def test_without_sft_and_reward_model_the_rule_judges(place: Workplace) -> None:
@@ -71,8 +81,9 @@ def test_without_sft_and_reward_model_the_rule_judges(place: Workplace) -> None:
         "evaluate": artifact(place, "evaluate", BY_RULE_ALONE),
         "export": artifact(place, "export", {}),
     }
-    summary = summarise(made, place)
+    summary = summarise(made, [], None, place)
     assert (summary.sft_eval_loss, summary.reward_pair_accuracy) == (None, None)
     assert (summary.score_before, summary.score_after) == (1.0, 3.0)
     assert summary.metrics == {}
     assert summary.figures()["SFT loss, held out"] == "not measured"
+    assert summary.figures()["win rate over the champion"] == "no champion yet"

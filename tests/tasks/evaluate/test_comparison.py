@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.evaluate.comparison import Answers, Comparison, concatenate, figures, samples
+from tasks.evaluate.comparison import Answers, Bootstrap, Comparison, figures, samples
 
 BEFORE = Answers(
     texts=["a b a b", "c"],
@@ -15,12 +15,17 @@ AFTER = Answers(
     ended=[True, True],
     judgements={"rule": np.array([0.0, 2.0]), "score": np.array([2.0, 1.5])},
 )
-COMPARISON = Comparison(prompts=["p", "q"], before=BEFORE, after=AFTER, kl=np.array([3.0, 1.0]))
+COMPARISON = Comparison(
+    prompts=["p", "q"],
+    sampled={"sft": BEFORE, "ppo": AFTER, "champion": AFTER},
+    greedy={"sft": BEFORE, "ppo": BEFORE},
+    kl={"sft": np.zeros(2), "ppo": np.array([3.0, 1.0])},
+)
 
 
 @pytest.fixture(scope="module")
 def result():
-    return figures(COMPARISON, num_bootstrap=100, seed=0, decode=lambda tokens: "-".join(map(str, tokens)))
+    return figures(COMPARISON, Bootstrap(100, seed=0), decode=lambda tokens: "-".join(map(str, tokens)))
 
 
 def test_the_reward_models_score_judges_first(result):
@@ -50,20 +55,29 @@ def test_a_sample_holds_both_answers_and_every_judgement():
         "prompt": "q",
         "before": "c",
         "after": "c e",
+        "champion": "c e",
         "score_before": 1.0,
         "rule_before": 2.0,
         "score_after": 1.5,
         "rule_after": 2.0,
+        "score_champion": 1.5,
+        "rule_champion": 2.0,
         "kl": 1.0,
         "response_length_before": 1,
         "response_length_after": 2,
+        "response_length_champion": 2,
     }
 
 
-def test_batches_are_put_together_in_their_order():
-    both = concatenate([COMPARISON, COMPARISON])
+def test_the_champion_is_compared_with_both_sides(result):
+    assert (result["champion_win_rate"], result["champion_score_difference"]) == (0.5, 0.0)
+    assert (result["win_rate_champion"], result["score_champion"]) == (result["win_rate"], result["score_after"])
 
-    assert both.prompts == ["p", "q", "p", "q"]
-    assert both.after.texts == [*AFTER.texts, *AFTER.texts]
-    assert both.before.judgements["rule"].tolist() == [1.0, 2.0, 1.0, 2.0]
-    assert both.kl.tolist() == [3.0, 1.0, 3.0, 1.0]
+
+def test_greedy_answers_have_figures_of_their_own(result):
+    assert (result["greedy_win_rate"], result["greedy_score_after"]) == (0.5, result["score_before"])
+    assert "greedy_champion_win_rate" not in result
+
+
+def test_a_win_rate_has_its_sign_test(result):
+    assert (result["win_rate_p_value"], result["rule_win_rate_p_value"]) == (0.5, 1.0)

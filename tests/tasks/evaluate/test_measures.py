@@ -10,8 +10,10 @@ from tasks.evaluate.measures import (
     commonest_phrase,
     distinct_n,
     kl_per_response,
+    length_controlled_win_rate,
     outcomes,
     repetition,
+    sign_test,
 )
 
 
@@ -110,3 +112,32 @@ def test_the_commonest_phrase_counts_each_response_once():
     responses = [[5, 6, 5, 6, 5, 6], [1, 2], [1, 2, 9], [1, 2, 7]]
 
     assert commonest_phrase(responses, n=2) == ((1, 2), 3 / 4)
+
+
+def test_the_sign_test_counts_the_coin_tosses_that_are_as_extreme():
+    # 5 wins, 1 loss, 2 ties: 2 (C(6,0) + C(6,1)) / 2**6 = 14 / 64
+    assert sign_test([1, 1, 1, 0.5, 1, 1, 0, 0.5]) == 14 / 64
+    assert sign_test([1, 0]) == 1.0
+    assert sign_test([0.5, 0.5]) == 1.0
+    assert sign_test([0.75, 0.75, 1, 1]) == 2 / 2**4
+    assert sign_test([1.0] * 500) == pytest.approx(2.0**-499)
+
+
+def test_the_length_controlled_win_rate_takes_the_share_that_length_explains():
+    """Outcomes drawn from the model itself: log-odds a + b tanh(difference / deviation), a = logit(0.6), b = 3."""
+    generator = np.random.default_rng(0)
+    differences = generator.normal(2.0, 4.0, size=20000)
+    odds = math.log(0.6 / 0.4) + 3 * np.tanh(differences / differences.std())
+    won = (generator.random(20000) < 1 / (1 + np.exp(-odds))).astype(float)
+
+    controlled = length_controlled_win_rate(won, np.zeros(20000), differences)
+
+    assert won.mean() > 0.68
+    assert controlled == pytest.approx(0.6, abs=0.02)
+
+
+def test_without_a_difference_in_length_the_win_rate_stays():
+    lengths = np.full(40, 7.0)
+    assert length_controlled_win_rate([1] * 30 + [0] * 10, lengths, lengths) == pytest.approx(0.75, abs=1e-3)
+    assert length_controlled_win_rate([1] * 40, lengths, lengths) > 0.99
+    assert length_controlled_win_rate([1, 0] * 20, lengths, lengths + 3) == pytest.approx(0.5, abs=1e-6)

@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.evaluate.report import markdown, verdict
+from tasks.evaluate.report import Page, markdown, verdict
 from tasks.markdown import escape
 
 FIGURES = {
@@ -13,6 +13,8 @@ FIGURES = {
     "score_win_rate": 0.875,
     "score_win_rate_low": 0.83,
     "score_win_rate_high": 0.92,
+    "score_win_rate_p_value": 0.00123,
+    "score_win_rate_length_controlled": 0.81,
     "kl": 4.321,
     "kl_low": 4.0,
     "kl_high": 4.6,
@@ -38,7 +40,7 @@ def win_rate(judge, rate, low, high):
 
 
 def test_the_verdict_comes_first_and_says_who_wins_how_often_and_how_surely():
-    page = markdown(FIGURES, ["score"], [SAMPLE])
+    page = markdown(Page(FIGURES, ["score"], [SAMPLE]))
 
     assert page.split("\n")[2] == (
         "**PPO beats SFT by the reward model's score: PPO wins 87.5% of 200 prompts (95 % interval 83.0% to 92.0%).**"
@@ -80,17 +82,17 @@ def test_a_phrase_in_half_of_the_responses_is_called_collapse_if_ppo_made_it():
 
 
 def test_the_figures_table_has_a_row_for_each_figure():
-    page = markdown(FIGURES, ["score"], [SAMPLE])
+    page = markdown(Page(FIGURES, ["score"], [SAMPLE]))
 
     assert "| Score | 0.100 | 1.350 | +1.250 (+1.000 to +1.500) |" in page
-    assert "| Score: PPO's win rate |  |  | 87.5% (83.0% to 92.0%) |" in page
+    assert "| SFT | Score, sampled | 87.5% (83.0% to 92.0%) | p = 0.0012 | 81.0% |" in page
     assert "| KL to SFT, nats |  |  | 4.321 (4.000 to 4.600) |" in page
     assert "| Ended by themselves | 95.5% | 95.5% |  |" in page
     assert "| Distinct-2 | 0.457 | 0.457 |  |" in page
 
 
 def test_a_sample_stands_in_one_row_with_its_scores_and_no_markup_of_its_own():
-    page = markdown(FIGURES, ["score"], [SAMPLE])
+    page = markdown(Page(FIGURES, ["score"], [SAMPLE]))
 
     assert page.endswith("| a\\|b | one<br>two <br>*score 0.50* | &lt;b&gt;\\*x\\* <br>*score -1.25* |\n")
 

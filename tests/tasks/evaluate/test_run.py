@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from tasks.config import SamplingConfig
 from tasks.errors import InputError
-from tasks.evaluate.answers import choose_records, compare, load_contest
-from tasks.evaluate.comparison import MEANINGS, concatenate, figures
 from tasks.evaluate.comparison import samples as samples_of
 from tasks.evaluate.config import EvaluateConfig
+from tasks.evaluate.evaluation import measure
+from tasks.evaluate.names import possible_figures
 from tasks.evaluate.run import main
 from tasks.modeling import load_causal_lm
 from tasks.tracking import read_metrics
@@ -20,7 +21,7 @@ from tests.tasks.evaluate import tiny_chain
 HERE = "tests.tasks.evaluate.tiny_chain"
 JSON_FILES = ("report", "evaluation", "samples")
 SIDES = ("before", "after")
-QUICK = {"num_bootstrap": 100, "sampling": SamplingConfig(response_length=6)}
+QUICK = {"num_bootstrap": 100, "sampling": SamplingConfig(response_length=6), "num_timed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,21 @@ def chain(tmp_path_factory):
     return tiny_chain.write_chain(tmp_path_factory.mktemp("chain"))
 
 
+def measured(inputs, **options):
+    """An evaluation without its files."""
+    return measure(EvaluateConfig(**(QUICK | options)), inputs, inputs["data"])
+
+
 def evaluate(inputs, **options):
-    """Figures and samples of an evaluation, without its files."""
-    config = EvaluateConfig(**(QUICK | options))
-    records = choose_records(inputs["data"], config.num_prompts, config.seed)
-    contest = load_contest(config, inputs)
-    comparison = concatenate(list(compare(contest, records, config)))
-    return figures(comparison, config.num_bootstrap, config.seed, contest.tokenizer.decode), samples_of(comparison)
+    """Figures and samples of an evaluation without its files."""
+    evaluation = measured(inputs, **options)
+    return evaluation.figures, samples_of(evaluation.comparison)
+
+
+@pytest.fixture(scope="module")
+def whole_chain(chain, tmp_path_factory):
+    """With a champion, a base, a second reward model and SFT records."""
+    return chain | tiny_chain.write_more(tmp_path_factory.mktemp("more"))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,10 @@ def test_an_evaluation_has_its_page_figures_samples_pictures_and_progress(chain,
 
     report, evaluation, samples = (json.loads((tmp_path / f"{name}.json").read_text()) for name in JSON_FILES)
     page = (tmp_path / "report.md").read_text()
-    names = "report.md evaluation.json samples.json scores.png differences.png report.json metrics.jsonl"
+    names = (
+        "report.md evaluation.json samples.json canaries.json scores.png differences.png speed.json report.json "
+        "metrics.jsonl"
+    )
     assert {path.name for path in tmp_path.iterdir()} == set(names.split())
     assert page.startswith("# PPO against SFT\n\n**")
     assert "## 5 of 8 prompts" in page
@@ -60,15 +72,26 @@ def test_an_evaluation_has_its_page_figures_samples_pictures_and_progress(chain,
         "samples": samples[:3]
     }
     records = read_metrics(tmp_path)
-    assert [(record["step"], record["total_steps"]) for record in records] == [(1, 3), (2, 3), (3, 3)]
-    assert records[-1]["score_after"] == pytest.approx(report["score_after"])
+    assert [(record["step"], record["total_steps"]) for record in records] == [(step, 13) for step in range(1, 14)]
+    assert records[-1]["win_rate"] == report["win_rate"]
 
 
-def test_every_figure_is_explained(plain):
-    explained = {name.replace("{judge}", "score").replace("*", side) for name in MEANINGS for side in SIDES}
-    explained |= {f"score_{name}_{end}" for name in ("difference", "win_rate") for end in ("low", "high")}
+def test_every_figure_is_explained_and_every_explained_figure_is_there(whole_chain):
+    canaries = ["good film"]
+    evaluation = measured(whole_chain, canaries=canaries, metrics={"good": f"{HERE}:count_good"})
 
-    assert plain[0].keys() == explained
+    assert evaluation.figures.keys() == set(possible_figures(["score", "second_score", "good"], None))
+    assert evaluation.not_measured == {}
+
+
+def test_what_is_not_measured_says_why(chain, plain):
+    evaluation = measured(chain, greedy=False)
+
+    missing = set(possible_figures(["score"], None)) - evaluation.figures.keys()
+    assert missing
+    for name in missing:
+        assert any(fnmatchcase(name, pattern) for pattern in evaluation.not_measured), name
+    assert not any(fnmatchcase(name, pattern) for name in evaluation.figures for pattern in evaluation.not_measured)
 
 
 def test_equal_models_draw_equal_answers_and_tie(chain):
@@ -134,19 +157,17 @@ def test_without_a_reward_model_the_first_metric_judges(chain):
 
 
 def test_the_score_is_the_classifiers_logit_at_the_last_token_less_the_offset(chain):
-    config = EvaluateConfig(**QUICK)
-    comparison = next(compare(load_contest(config, chain), tiny_chain.PROMPTS, config))
+    comparison = measured(chain).comparison
+    after = comparison.sampled["ppo"]
     tokenizer = tiny_chain.make_tokenizer()
     classifier = AutoModelForSequenceClassification.from_pretrained(chain["reward_model"], pad_token_id=None)
 
-    assert 0 < sum(comparison.after.ended) < 8
+    assert 0 < sum(after.ended) < 8
     for index, prompt in enumerate(comparison.prompts):
-        end = [tokenizer.eos_token_id] * comparison.after.ended[index]
+        end = [tokenizer.eos_token_id] * after.ended[index]
         with torch.no_grad():
-            logit = classifier(
-                torch.tensor([[*tokenizer(prompt).input_ids, *comparison.after.tokens[index], *end]])
-            ).logits
-        assert comparison.after.judgements["score"][index] == pytest.approx(logit.item() - 0.25, abs=1e-5)
+            logit = classifier(torch.tensor([[*tokenizer(prompt).input_ids, *after.tokens[index], *end]])).logits
+        assert after.judgements["score"][index] == pytest.approx(logit.item() - 0.25, abs=1e-5)
 
 
 def test_kl_is_that_of_whole_responses_by_enumeration(tmp_path):
@@ -158,16 +179,15 @@ def test_kl_is_that_of_whole_responses_by_enumeration(tmp_path):
         "ppo": tiny_chain.write_model(tmp_path / "ppo", 0, words, favourite="a", by=1.0),
     }
     sampling = SamplingConfig(response_length=length, temperature=temperature)
-    config = EvaluateConfig(num_prompts=600, sampling=sampling, metrics={"m": f"{HERE}:count_good"}, batch_size=512)
+    options = {"num_prompts": 600, "sampling": sampling, "metrics": {"m": f"{HERE}:count_good"}, "batch_size": 512}
     policy, reference = (_response_logprobs(inputs[name], [2, 3], length, temperature) for name in ("ppo", "sft"))
     definition = sum(math.exp(policy[response]) * (policy[response] - reference[response]) for response in policy)
 
-    comparison = concatenate(list(compare(load_contest(config, inputs), [{"prompt": "a b"}] * 600, config)))
+    comparison = measured(inputs, **options, greedy=False).comparison
+    after, kl = comparison.sampled["ppo"], comparison.kl["ppo"]
     responses = [
-        (*tokens, 1) if ended else tuple(tokens)
-        for tokens, ended in zip(comparison.after.tokens, comparison.after.ended, strict=True)
+        (*tokens, 1) if ended else tuple(tokens) for tokens, ended in zip(after.tokens, after.ended, strict=True)
     ]
-    kl = comparison.kl
 
     assert kl == pytest.approx([policy[response] - reference[response] for response in responses], abs=1e-5)
     assert sum(math.exp(logprob) for logprob in policy.values()) == pytest.approx(1, abs=1e-5)

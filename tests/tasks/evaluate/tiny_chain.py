@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 WORDS = ("good", "bad", "film", "plot", "dull", "warm", "very", "not")
 PROMPTS = [{"prompt": f"{word} {WORDS[-n]}", "answer": str(n)} for n, word in enumerate(WORDS, start=1)]
 
+SFT_RECORDS = [{"prompt": f"{word} film", "completion": f"{word} plot not dull"} for word in WORDS]
+
 
 def make_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({t: n for n, t in enumerate(("<pad>", "<eos>", *words))}, "<pad>"))
@@ -41,8 +43,8 @@ def write_model(folder: Path, seed: int, words: Sequence[str] = WORDS, favourite
     return folder
 
 
-def write_reward_model(folder: Path, offset: float = 0.25) -> Path:
-    torch.manual_seed(5)
+def write_reward_model(folder: Path, offset: float = 0.25, seed: int = 5) -> Path:
+    torch.manual_seed(seed)
     LlamaForSequenceClassification(make_config(num_labels=1)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     (folder / "scalar_head.json").write_text(json.dumps({"offset": offset}))
@@ -63,6 +65,18 @@ def write_chain(folder: Path) -> dict[str, Path]:
         "sft": write_model(folder / "sft", seed=0),
         "ppo": write_model(folder / "ppo", seed=0, favourite="good"),
         "reward_model": write_reward_model(folder / "reward_model"),
+    }
+
+
+def write_more(folder: Path) -> dict[str, Path]:
+    """What an evaluation may have beside: a champion that likes "warm", a base, a second reward model, SFT records."""
+    data = write_prompts(folder / "data")
+    pq.write_table(pa.Table.from_pylist(list(SFT_RECORDS)), data / "sft_test.parquet")
+    return {
+        "data": data,
+        "champion": write_model(folder / "champion", seed=0, favourite="warm"),
+        "base": write_model(folder / "base", seed=1),
+        "second_reward_model": write_reward_model(folder / "second_reward_model", seed=6),
     }
 
 
