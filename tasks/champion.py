@@ -2,8 +2,9 @@
 
     champions/<pipeline>.json     the champion, and those before it
 
-The pointer moves from the champion that a run compared itself with to the run's own export, under a lock, and from
-no other. So of two runs at once the first to move it wins; the other has to prove itself against the winner.
+The pointer moves from the champion that a run compared itself with to the run's own export, and from no other: under a
+lock, and by a conditional write where the server heeds one. So of two runs at once the first to move it wins; the other
+has to prove itself against the winner.
 """
 
 import json
@@ -65,15 +66,7 @@ def pointer_name(pipeline: str) -> str:
 def read_pointer(store: Store, pipeline: str) -> Pointer | None:
     """The pipeline's pointer, or None where nothing went out yet; raises InputError for one that cannot be read."""
     name = pointer_name(pipeline)
-    data = store.read(name)
-    if data is None:
-        return None
-    try:
-        return Pointer.model_validate(json.loads(data))
-    except ValidationError as error:
-        raise InputError(f"{store.uri}/{name} is no pointer to a champion:\n{explain(error)}\n{_remedy()}") from error
-    except ValueError as error:
-        raise InputError(f"{store.uri}/{name} is no pointer to a champion ({error}). {_remedy()}") from error
+    return _parse(store.read(name), f"{store.uri}/{name}")
 
 
 def rival_of(pointer: Pointer | None, model: Artifact) -> Champion | None:
@@ -105,12 +98,14 @@ def move(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     champion = Champion(uri=export.uri, digest=export.digest, model=model.digest, run=run, since=now, figures=numbers)
     with locked(store, pointer_name(pipeline), run) as lease:
-        before = read_pointer(store, pipeline)
+        stored = store.read(pointer_name(pipeline))
+        before = _parse(stored, f"{store.uri}/{pointer_name(pipeline)}")
         pointer = succeed(before, champion, rival, pipeline)
         if pointer == before:
             return False
         lease.require()
-        store.write(pointer_name(pipeline), pointer.model_dump_json(indent=1).encode())
+        if not store.replace(pointer_name(pipeline), pointer.model_dump_json(indent=1).encode(), stored):
+            raise ChampionChanged("another champion was written while this run's was")
     return True
 
 
@@ -130,6 +125,17 @@ def succeed(before: Pointer | None, champion: Champion, rival: Champion | None, 
         )
     history = [] if before is None else [_entry(before), *before.history][:LONGEST_HISTORY]
     return Pointer(**champion.model_dump(), pipeline=pipeline, history=history)
+
+
+def _parse(data: bytes | None, place: str) -> Pointer | None:
+    if data is None:
+        return None
+    try:
+        return Pointer.model_validate(json.loads(data))
+    except ValidationError as error:
+        raise InputError(f"{place} is no pointer to a champion:\n{explain(error)}\n{_remedy()}") from error
+    except ValueError as error:
+        raise InputError(f"{place} is no pointer to a champion ({error}). {_remedy()}") from error
 
 
 def _entry(pointer: Pointer) -> Champion:

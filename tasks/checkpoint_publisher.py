@@ -135,6 +135,9 @@ class _Abandonable:
     def write(self, name: str, data: bytes) -> None:
         self._asked().write(name, data)
 
+    def replace(self, name: str, data: bytes, before: bytes | None) -> bool:
+        return self._asked().replace(name, data, before)
+
     def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
         upload = self._asked().begin(name, entry, resume)
         return None if upload is None else _AbandonableUpload(upload, self)

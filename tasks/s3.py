@@ -73,6 +73,18 @@ class S3Store:
     def write(self, name: str, data: bytes) -> None:
         self.send("put_object", name, Content.of(data))
 
+    def replace(self, name: str, data: bytes, before: bytes | None) -> bool:
+        etag = self.head(name).get("ETag")
+        if self.read(name) != before:
+            return False
+        try:
+            self.send("put_object", name, Content.of(data), **self._unless_changed(etag))
+        except ClientError as error:
+            if status_of(error) not in (404, 409, 412):
+                raise
+            return self.read(name) == data  # what was sent again is refused for its own first success
+        return True
+
     def files(self, prefix: str) -> Iterator[Stored]:
         for page in self._pages("list_objects_v2", prefix, {"NextContinuationToken": "ContinuationToken"}):
             for file in page.get("Contents", []):
@@ -204,6 +216,13 @@ class S3Store:
                 return b""
 
         return self._unless_absent(key, get)
+
+    def _unless_changed(self, etag: str | None) -> dict[str, str]:
+        """The condition that the object still has this ETag, or None for no object, as far as the server heeds it."""
+        if etag is None:
+            return {"IfNoneMatch": "*"} if self.abilities().conditional_create else {}
+        form = self.abilities().conditional_replace
+        return {} if form == "none" else {"IfMatch": etag if form == "quoted" else etag.strip('"')}
 
     def _unless_absent(self, key: str, request: Callable[[Any], Any]) -> Any:
         """The request's result, or None where there is no object `key`.

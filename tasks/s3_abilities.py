@@ -49,7 +49,13 @@ class Abilities(Config):
                 if create
                 else "If-None-Match is not sent; the server's clock decides which manifest was first",
             ),
-            ("conditional replace", self.conditional_replace, "nothing uses it" if replace else "nothing needs it"),
+            (
+                "conditional replace",
+                self.conditional_replace,
+                "the champion is replaced conditionally too, within its lock"
+                if replace
+                else "a lock alone guards the champion",
+            ),
             (
                 "check of content",
                 "yes" if self.checks_content else "no",

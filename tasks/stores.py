@@ -91,6 +91,12 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, in place of the one that is there."""
 
+    def replace(self, name: str, data: bytes, before: bytes | None) -> bool:
+        """Write a small file in place of `before`, None for no file; False if another is there now.
+
+        Where the server cannot promise that, a writer of the same moment may be overwritten.
+        """
+
     def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
         """Start to write a file, or with `resume` go on with an interrupted write; None if it is there already."""
 
@@ -176,6 +182,12 @@ class FileStore:
         upload = _FileUpload(self._root / name)
         upload.write(0, data)
         upload.complete()
+
+    def replace(self, name: str, data: bytes, before: bytes | None) -> bool:
+        if self.read(name) != before:
+            return False
+        self.write(name, data)
+        return True
 
     def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
         path = self._root / name

@@ -112,6 +112,37 @@ def test_without_conditional_writes_all_who_create_agree_on_one(
     assert [file.name for file in stores[0].files("")] == ["manifest.json"]
 
 
+def test_a_file_is_replaced_only_in_place_of_the_one_that_was_seen(store_uri: str) -> None:
+    store = store_at(store_uri)
+    assert store.replace("file", b"first", None)
+    assert not store.replace("file", b"other", None)
+    assert not store.replace("file", b"other", b"never there")
+    assert store.replace("file", b"second", b"first")
+    assert store.read("file") == b"second"
+    assert not store.replace("gone", b"other", b"was there")
+    assert store.read("gone") is None
+
+
+def test_a_write_between_the_look_and_the_replacement_is_seen_where_the_server_can(
+    s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = store_at(s3_uri), store_at(s3_uri)
+    assert isinstance(store, S3Store)
+    store.write("file", b"first")
+    look = store.read
+
+    def look_and_be_overtaken(name: str) -> bytes | None:
+        seen = look(name)
+        monkeypatch.setattr(store, "read", look)
+        other.write(name, b"theirs")
+        return seen
+
+    monkeypatch.setattr(store, "read", look_and_be_overtaken)
+    replaced = store.replace("file", b"ours", b"first")
+    assert replaced == (store.abilities().conditional_replace == "none")
+    assert look("file") == (b"ours" if replaced else b"theirs")
+
+
 def test_two_prefixes_of_a_bucket_never_see_each_other(s3_uri: str) -> None:
     one, two, inner = (store_at(f"{s3_uri}/{name}") for name in ("one", "one-more", "one/inner"))
     one.write("artifacts/name", b"one")
