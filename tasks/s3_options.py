@@ -15,8 +15,9 @@ VARIABLES = "ALIGNMENT_S3_"
 class S3Options(Config):
     """One field per variable: ALIGNMENT_S3_DEADLINE_S is deadline_s."""
 
-    deadline_s: float = Field(300.0, ge=0)
-    """Seconds for which a request that fails is repeated before the stage gives up; a server may restart meanwhile."""
+    deadline_s: float = Field(300.0, ge=0, le=1800)
+    """Seconds for which a request that fails is repeated before the stage gives up; a server may restart meanwhile.
+    Claims on what a run uses, see tasks/claims.py, outlast no longer ones."""
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     """Encryption at rest that is asked for with every object; none: what the bucket does by itself."""
     sse_kms_key_id: str | None = None

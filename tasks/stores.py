@@ -239,9 +239,13 @@ def _is_temporary(path: Path) -> bool:
 def _temporary_beside(path: Path) -> str:
     """A new empty file in the folder of `path`, which whoever deletes its last file removes meanwhile."""
     while True:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent)
+        except (FileNotFoundError, FileExistsError):
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
+        else:
             os.close(descriptor)
             return temporary
 

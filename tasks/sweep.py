@@ -9,14 +9,17 @@ import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
+from tasks.claims import SWEEP_LAPSE_S
 from tasks.errors import InputError
 from tasks.stores import store_at
 from tasks.sweeper import delete, show
 from tasks.waste import Rules, Waste
 
+DEADLINE_VARIABLE, LONGEST_REQUEST_S = "ALIGNMENT_S3_DEADLINE_S", SWEEP_LAPSE_S / 3
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -27,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not arguments.store:
             raise InputError("Which store? Give --store s3://bucket/prefix or file:///folder, or set ALIGNMENT_STORE.")
-        store = store_at(arguments.store)
+        with _impatient():
+            store = store_at(arguments.store)
         _tell(f"reading {store.uri}")
         waste = delete(store, rules, _tell) if arguments.delete else show(store, rules)
     except (InputError, ConnectionError) as error:
@@ -69,6 +73,19 @@ def _amount(waste: Waste) -> str:
 
 def _size(waste: Sequence[Waste]) -> str:
     return readable(sum(each.size_bytes for each in waste))
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Stores opened inside give a request up well before others take the sweep that waits for it for dead."""
+    before = os.environ.get(DEADLINE_VARIABLE)
+    os.environ[DEADLINE_VARIABLE] = str(min(float(before or LONGEST_REQUEST_S), LONGEST_REQUEST_S))
+    try:
+        yield
+    finally:
+        os.environ.pop(DEADLINE_VARIABLE)
+        if before is not None:
+            os.environ[DEADLINE_VARIABLE] = before
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

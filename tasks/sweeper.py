@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 from tasks.beacon import Beacon
 from tasks.catalogue import NUM_READERS
@@ -39,10 +40,10 @@ from tasks.waste import Rules, Waste, waste_in
 
 CLOCK = "clock"
 BATCH_KEYS = 100
-BATCH_FILES = 400
 OTHER_SWEEP_PATIENCE_S = 600.0
 
 Tell = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,20 @@ class Sweep:
         )
 
     def _delete(self, names: Sequence[str]) -> None:
-        for start in range(0, len(names), BATCH_FILES):
-            self._still_alive()
-            self.store.delete(names[start : start + BATCH_FILES])
+        self._each(lambda name: self.store.delete([name]), names)
 
     def _abort(self, writes: Sequence[Unfinished]) -> None:
-        self._still_alive()
+        self._each(self.store.abort, writes)
+
+    def _each(self, remove: Callable[[T], None], things: Sequence[T]) -> None:
+        """Remove all of them in parallel; before each single request it is made sure that we are not taken for dead."""
+
+        def remove_one(thing: T) -> None:
+            self._still_alive()
+            remove(thing)
+
         with ThreadPoolExecutor(NUM_READERS) as pool:
-            list(pool.map(self.store.abort, writes))
+            list(pool.map(remove_one, things))
 
     def _still_alive(self) -> None:
         if self.beacon.is_doubtful or self.beacon.num_gaps > 1:

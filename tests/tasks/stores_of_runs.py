@@ -97,3 +97,7 @@ class Stepped:
             return method(*arguments)
 
         return step if callable(method) else method
+
+
+def silent(message: str) -> None:
+    """Nobody is told."""

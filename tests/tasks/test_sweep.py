@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks import sweep
-from tasks.artifacts import store_at
+from tasks.artifacts import Store, store_at
 from tasks.manifest import describe_file
 from tasks.sweep import readable
 from tests.tasks.stores_of_runs import age, key, leave_attempt, make, names, run_of
@@ -77,6 +77,25 @@ def test_the_store_may_come_from_the_environment(uri: str) -> None:
     environment.pop("ALIGNMENT_STORE")
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, "set ALIGNMENT_STORE" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("given", "seen"), [("1200", "300.0"), ("20", "20.0"), (None, "300.0")])
+def test_a_request_of_a_sweep_is_given_up_before_the_sweep_is_taken_for_dead(
+    uri: str, monkeypatch: pytest.MonkeyPatch, given: str | None, seen: str
+) -> None:
+    deadlines: list[str] = []
+    monkeypatch.delenv("ALIGNMENT_S3_DEADLINE_S", raising=False)
+    if given:
+        monkeypatch.setenv("ALIGNMENT_S3_DEADLINE_S", given)
+
+    def opened(address: str) -> Store:
+        deadlines.append(os.environ["ALIGNMENT_S3_DEADLINE_S"])
+        return store_at(address)
+
+    monkeypatch.setattr(sweep, "store_at", opened)
+    assert sweep.main(["--store", uri]) == 0
+    assert deadlines == [seen]
+    assert os.environ.get("ALIGNMENT_S3_DEADLINE_S") == given
 
 
 def test_sizes_are_readable() -> None:
