@@ -142,8 +142,18 @@ def adapter_state(model: peft.PeftModel, name: str) -> dict[str, Tensor]:
 def load_adapter_state(
     model: peft.PeftModel, state: Mapping[str, Tensor], name: str, source: str = "the adapter"
 ) -> None:
-    """Copy what `adapter_state` gave into the adapter `name`; raises InputError unless names and shapes all agree."""
-    expected = {key: tuple(tensor.shape) for key, tensor in adapter_state(model, name).items()}
+    """Copy what `adapter_state` gave into the adapter `name`; raises InputError unless names and shapes all agree.
+
+    Embeddings of the base that PEFT saved beside the adapter are taken in the place of the base's.
+    """
+    require_fit(model, state, name, source)
+    peft.set_peft_model_state_dict(model, dict(state), adapter_name=name)
+
+
+def require_fit(model: peft.PeftModel, state: Mapping[str, Tensor], name: str, source: str) -> None:
+    """Raise InputError, naming `source` and what differs, unless `state` are all tensors of the adapter `name`."""
+    embeddings = {key: shape for key, shape in _shapes(model, name, True).items() if key in state}
+    expected = _shapes(model, name, False) | embeddings
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
     if expected != found:
         differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -154,7 +164,23 @@ def load_adapter_state(
             f"{source} does not fit this base model: {len(differing)} tensors differ. "
             f"Give the base that it was trained on.\n{shown}"
         )
-    peft.set_peft_model_state_dict(model, dict(state), adapter_name=name)
+
+
+def place_adapter(
+    outline: PreTrainedModel, config: peft.LoraConfig, state: Mapping[str, Tensor], name: str, source: str
+) -> peft.PeftModel:
+    """`outline`, a model on the meta device, with an adapter of these tensors in float32; the base stays on meta.
+
+    What the adapter brings in the place of the base's own (biases, embeddings) is no longer on meta.
+    """
+    adapted = _attach(outline, {name: config})
+    require_fit(adapted, state, name, source)
+    within = adapted.state_dict()
+    saved = peft.get_peft_model_state_dict(adapted, state_dict=within, adapter_name=name, save_embedding_layers=True)
+    names = {id(tensor): key for key, tensor in within.items()}
+    placed = {names[id(saved[key])]: tensor.float() for key, tensor in state.items()}
+    adapted.load_state_dict(placed, strict=False, assign=True)
+    return adapted.eval()
 
 
 def save_adapter(folder: Path, model: peft.PeftModel, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -186,6 +212,11 @@ def save_adapter_config(folder: Path, config: peft.LoraConfig) -> None:
 def load_merged(base: Path, adapter: Path) -> PreTrainedModel:
     """A new plain model, float32: the language model in `base` with the adapter in `adapter` added to its weights."""
     return load_adapter(load_causal_lm(base), adapter, "default").merge_and_unload(safe_merge=True)
+
+
+def _shapes(model: peft.PeftModel, name: str, save_embedding_layers: bool) -> dict[str, tuple[int, ...]]:
+    state = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=save_embedding_layers)
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def _restrict(config: peft.LoraConfig, model: nn.Module, trainable_layers: int) -> None:

@@ -45,6 +45,17 @@ class LoraConfig(Config):
     small ranks, but every forward forms the whole update matrix, which about doubles the time of generation."""
 
 
+class ProofConfig(Config):
+    """On what two models that must say the same are compared."""
+
+    num_prompts: int = Field(16, ge=1)
+    """Held-out prompts taken from the input `data` where it is given, and as many rows drawn from the vocabulary."""
+    prompts: list[str] = Field(default_factory=list)
+    """Texts compared on beside them."""
+    seed: int = Field(0, ge=0)
+    """Of the drawn rows."""
+
+
 class SamplingConfig(Config):
     """How responses are drawn from a language model. EOS always ends one."""
 

@@ -16,17 +16,20 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from tasks.errors import InputError
-from tasks.model_files import SCALAR_HEAD, SCALAR_HEAD_WEIGHTS, read_json, require_kind, write_json
+from tasks.model_files import CONFIG, SCALAR_HEAD, SCALAR_HEAD_WEIGHTS, read_json, require_kind, write_json
 from tasks.safe_loading import no_custom_code, require_safetensors
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -152,16 +155,23 @@ def make_scalar_head(weight: Tensor, offset: float = 0.0) -> ScalarHead:
     return head
 
 
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_model(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_shard_size: str = "5GB"
+) -> None:
     """Write a `model` folder: safetensors, tokenizer and a generation_config.json that knows EOS and padding."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     save_generation_config(folder, model, tokenizer)
 
 
 def save_generation_config(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the model's generation_config.json; what it lacks of EOS and padding is the tokenizer's."""
-    config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    write_generation_config(folder, model.generation_config, tokenizer)
+
+
+def write_generation_config(folder: Path, given: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write `given` as generation_config.json; what it lacks of EOS and padding is the tokenizer's."""
+    config = GenerationConfig.from_dict(given.to_dict())
     config.pad_token_id = tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
     config.eos_token_id = tokenizer.eos_token_id if config.eos_token_id is None else config.eos_token_id
     config.save_pretrained(folder)
@@ -172,6 +182,44 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     configured: int | Sequence[int] | None = model.generation_config.eos_token_id
     others = [configured] if isinstance(configured, int) else list(configured or [])
     return sorted({tokenizer.eos_token_id, *others})
+
+
+def save_description(
+    folder: Path, source: Path, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, *, untied: bool = False
+) -> None:
+    """Write what makes weights in `folder` a `model`: the config and the generation config of `source`, the tokenizer.
+
+    The config says that the weights are of `dtype` and those of a causal language model; with `untied` that input and
+    output embeddings are two.
+    """
+    config = read_config(source)
+    config.dtype = dtype
+    config.architectures = [causal_lm_class(config, source).__name__]
+    if untied:
+        config.tie_word_embeddings = False
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_generation_config(folder, read_generation_config(source, config), tokenizer)
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """What config.json in `folder` says of its model; raises InputError where that needs code of its own."""
+    with no_custom_code(folder) as options:
+        return AutoConfig.from_pretrained(folder, **options)
+
+
+def read_generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """That of `folder`; where it has none, what the model's `config` says of generation."""
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
+
+
+def causal_lm_class(config: PreTrainedConfig, source: Path) -> type[PreTrainedModel]:
+    """The class of causal language models of that `config`; raises InputError, naming `source`, for other models."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{source / CONFIG}: transformers knows no causal language model of type {config.model_type}.")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def save_scalar_head(folder: Path, head: ScalarHead) -> None:

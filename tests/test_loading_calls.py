@@ -58,10 +58,10 @@ def test_no_source_calls_a_loader_of_pickles() -> None:
 def test_no_call_allows_pickles_or_a_models_own_code() -> None:
     due = {"allow_pickle": "False", "weights_only": "True", "trust_remote_code": "False", "use_safetensors": "True"}
     given = [(path.name, word, value) for path in SOURCES for word, value in options(path) if word in due]
-    assert len(given) >= 4
+    assert len(given) >= 3
     assert [one for one in given if one[2] != due[one[1]]] == []
     texts = [path.name for path in SOURCES if "trust_remote_code" in path.read_text()]
-    assert sorted(texts) == ["run.py", "safe_loading.py"]
+    assert texts == ["safe_loading.py"]
 
 
 def test_every_model_is_loaded_under_the_options_that_forbid_both() -> None:

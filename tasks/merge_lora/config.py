@@ -2,19 +2,18 @@
 
 from pydantic import Field
 
-from tasks.config import Config
+from tasks.config import ProofConfig
 
 
-class MergeLoraConfig(Config):
-    """How closely the merged model must agree with base and adapter."""
+class MergeLoraConfig(ProofConfig):
+    """How closely the merged model must agree with base and adapter, and on what they are compared."""
 
     tolerance: float = Field(0.001, gt=0)
-    """Largest difference of a logit, as a share of the largest logit, in float32; more is refused."""
+    """Largest difference of a merged layer's output, and of a logit where the base is float32, as a share of the
+    largest; more is refused. x(W + sBA) and xW + s(xA)B are the same number summed in another order, so float32's
+    rounding, 1e-7 a sum, is all that may differ: 1e-3 leaves room for a hundred layers, and a wrong scale shows."""
     saved_tolerance: float = Field(0.05, gt=0)
-    """The same for the weights as saved, in the base's precision: bfloat16 rounds to 3 digits."""
-    prompts: list[str] = Field(default_factory=list)
-    """Texts compared on; beside them come prompts of the input `data` if given, and token sequences."""
-    num_prompts: int = Field(16, ge=1)
-    """Taken from `data`, and drawn from the vocabulary."""
-    seed: int = Field(0, ge=0)
-    """Of the drawn token sequences."""
+    """The same for logits where the base is saved in less than float32: bfloat16 rounds each weight of the sum by up
+    to 2^-9 of itself, 0.2 %, which the layers add up."""
+    max_shard_size: str = Field("5GB", pattern=r"^\d+[KMG]B$")
+    """Weights beyond it go into a further file; the memory needed for merging is about that of two."""

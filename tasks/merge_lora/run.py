@@ -1,115 +1,112 @@
 """Base and adapter in, one plain language model out, compared with the two before it is kept.
 
-The merge happens in a float32 copy and is saved in the base's own precision. OUTPUT holds either a model that passed
-both comparisons, or no model.
+    python -m tasks.merge_lora.run --config config.json --input adapter=DIR --input model=DIR [--input data=DIR]
+        --output DIR
 
-Inputs: adapter (kind `adapter`), model (kind `model`, its base), data (optional: prompts to compare on).
+Layers are merged one by one in float32 and saved in the base's own precision. Then one model at a time is loaded and
+asked: base and adapter, and the merged one. OUTPUT holds either a model that passed, or no model.
+
+Inputs: adapter (kind `adapter`, ours or PEFT's), model (kind `model`, its base), data (optional: held-out prompts to
+compare on).
 Output: kind `model`; report.json.
 """
 
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import peft
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
-from tasks.adapters import load_adapter
-from tasks.data import encode_prompt, read_split
-from tasks.logits import Difference, difference, logits_of, random_rows
+from tasks.adapters import load_adapter, load_merged
+from tasks.errors import InputError
+from tasks.logits import answers_of, comparison_rows, require_agreement
 from tasks.merge_lora.config import MergeLoraConfig
-from tasks.model_files import CONFIG, read_json, require_kind, write_json
-from tasks.modeling import load_causal_lm, load_tokenizer, quiet_libraries, save_model, torch_dtype
+from tasks.merge_lora.merging import merge_layerwise, outline, why_not_layerwise
+from tasks.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, read_json, require_kind, write_json
+from tasks.modeling import (
+    TOKENIZER_FILES,
+    load_causal_lm,
+    load_tokenizer,
+    quiet_libraries,
+    read_config,
+    save_description,
+    save_model,
+)
 from tasks.program import require, run_program
-
-UNCHECKED = "unchecked"
-
-
-class MergeError(RuntimeError):
-    """The merged model says something else than base and adapter; carries the figures, and nothing was kept."""
+from tasks.shards import main_dtype, weights_in, write_shards
+from tasks.unchecked import unchecked
 
 
 def main(config: MergeLoraConfig, inputs: Mapping[str, Path], output: Path) -> None:
-    """Merge, compare, save, load, compare again, and only then put the model into OUTPUT."""
+    """Ask base and adapter, merge, save, load, ask again, and only then put the model into OUTPUT."""
     started = time.monotonic()
     quiet_libraries()
-    require(inputs, "adapter", "model")
-    require_kind(inputs["adapter"], "adapter")
-    require_kind(inputs["model"], "model")
-    tokenizer = load_tokenizer(inputs["adapter"])
-    unmerged = load_adapter(load_causal_lm(inputs["model"]), inputs["adapter"], "default").eval()
-    rows = comparison_rows(config, inputs.get("data"), tokenizer, unmerged.config.vocab_size)
-    before = logits_of(unmerged, rows)
-    merged = unmerged.merge_and_unload(safe_merge=True)
-    in_float32 = check(before, logits_of(merged, rows), config.tolerance, "in float32")
-    dtype = base_dtype(inputs["model"])
-    as_saved = save_checked(output, merged.to(dtype), tokenizer, rows, before, config.saved_tolerance)
-    report = {
-        "max_abs_difference": in_float32.largest,
-        "max_relative_difference": in_float32.relative,
-        "tolerance": config.tolerance,
-        "max_abs_difference_as_saved": as_saved.largest,
-        "max_relative_difference_as_saved": as_saved.relative,
-        "saved_tolerance": config.saved_tolerance,
-        "largest_logit": in_float32.scale,
-        "num_prompts": in_float32.num_rows,
-        "dtype": str(dtype).removeprefix("torch."),
-        "seconds": round(time.monotonic() - started, 2),
+    require(inputs, "adapter", "model", *inputs)
+    base, adapter = inputs["model"], inputs["adapter"]
+    _require_mergeable(base, adapter)
+    tokenizer = _tokenizer(adapter, base)
+    rows = comparison_rows(config, inputs.get("data"), tokenizer, read_config(base))
+    before = answers_of(load_adapter(load_causal_lm(base), adapter, "default").eval(), rows)
+    with unchecked(output) as aside:
+        merging = write_merged(aside, base, adapter, tokenizer, config)
+        dtype = main_dtype(weights_in(aside, "model"))
+        tolerance = config.tolerance if dtype == torch.float32 else config.saved_tolerance
+        after = answers_of(load_causal_lm(aside), rows, before)
+        found = require_agreement(before, after, tolerance, "The merged model differs from base and adapter")
+        report = {
+            **found.figures(),
+            "tolerance": tolerance,
+            **merging,
+            "greedy_text": tokenizer.decode(after.texts[0]),
+            "dtype": str(dtype).removeprefix("torch."),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        write_json(aside / "report.json", report)
+
+
+def write_merged(
+    folder: Path, base: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, config: MergeLoraConfig
+) -> dict[str, Any]:
+    """Write the merged model, layer by layer where its adapter and architecture allow that; returns how it went."""
+    lora, stored, model = peft.LoraConfig.from_pretrained(adapter), weights_in(base, "model"), outline(base)
+    reason = why_not_layerwise(lora, model, stored)
+    if reason is not None:
+        print(f"Merging the whole model in memory: {reason}.")
+        save_model(folder, load_merged(base, adapter).to(main_dtype(stored)), tokenizer, config.max_shard_size)
+        return {"merged": f"in memory: {reason}"}
+    state = load_file(adapter / ADAPTER_WEIGHTS)
+    merge = merge_layerwise(model, stored, lora, state, config.tolerance, source=str(adapter))
+    write_shards(folder, merge.outlines(), merge.tensor, config.max_shard_size, "model")
+    save_description(folder, base, main_dtype(stored), tokenizer, untied=bool(merge.untied))
+    return {
+        "merged": "layer by layer",
+        "num_merged_layers": merge.num_merged,
+        "max_layer_difference": merge.largest,
+        "layer_tolerance": config.tolerance,
     }
-    write_json(output / "report.json", report)
 
 
-def comparison_rows(
-    config: MergeLoraConfig, data: Path | None, tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> list[list[int]]:
-    """Token rows of the config's prompts, of held-out prompts in `data`, and drawn from the vocabulary."""
-    prompts = list(config.prompts)
-    if data is not None:
-        prompts += [record["prompt"] for record in read_split(data, "prompts", "test")[: config.num_prompts]]
-    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    return [row for row in rows if row] + random_rows(vocab_size, config.num_prompts, config.seed)
-
-
-def check(before: Sequence[Tensor], after: Sequence[Tensor], tolerance: float, when: str) -> Difference:
-    """How far the merged model's logits are from the unmerged one's; raises MergeError beyond `tolerance`."""
-    found = difference(before, after)
-    if not found.relative <= tolerance:
-        raise MergeError(
-            f"The merged model differs from base and adapter {when}: largest difference of a logit "
-            f"{found.largest:.3g}, {found.relative:.3g} of the largest logit {found.scale:.3g}, "
-            f"over {found.num_rows} prompts; allowed {tolerance:.3g}. Nothing was saved."
+def _require_mergeable(base: Path, adapter: Path) -> None:
+    require_kind(adapter, "adapter")
+    require_kind(base, "model")
+    method = read_json(adapter / ADAPTER_CONFIG).get("peft_type")
+    if method != "LORA":
+        raise InputError(f"{adapter}: expected a LoRA adapter, found {method}. Merge it with PEFT's merge_and_unload.")
+    quantization = read_json(base / CONFIG).get("quantization_config")
+    if quantization:
+        raise InputError(
+            f"{base}: its weights are quantised ({quantization.get('quant_method')}), and a sum with them would be "
+            "rounded to their few bits. Give the model that it was quantised from."
         )
-    return found
 
 
-def save_checked(
-    output: Path,
-    merged: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Sequence[int]],
-    before: Sequence[Tensor],
-    tolerance: float,
-) -> Difference:
-    """Save into a folder aside, load and compare what was saved, and move it into OUTPUT if it passed."""
-    aside = output / UNCHECKED
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        save_model(aside, merged, tokenizer)
-        found = check(before, logits_of(load_causal_lm(aside), rows), tolerance, f"as saved in {merged.dtype}")
-        # config.json makes a folder a model: it comes last.
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == CONFIG):
-            path.replace(output / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return found
-
-
-def base_dtype(base: Path) -> torch.dtype:
-    """The precision that the base was saved in."""
-    config = read_json(base / CONFIG)
-    return torch_dtype(config.get("dtype") or config.get("torch_dtype") or "float32")
+def _tokenizer(adapter: Path, base: Path) -> PreTrainedTokenizerBase:
+    """The adapter's tokenizer, which may have been changed in training; the base's where it has none."""
+    return load_tokenizer(adapter if any((adapter / name).is_file() for name in TOKENIZER_FILES) else base)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 from pydantic import Field
 
-from tasks.config import Config
+from tasks.config import ProofConfig
 
 
-class RemoveValueHeadConfig(Config):
-    """On what the policy's logits are compared before and after."""
+class RemoveValueHeadConfig(ProofConfig):
+    """On what the policy is compared before and after."""
 
-    num_rows: int = Field(16, ge=1)
-    """Token sequences drawn from the vocabulary, on which logits must be equal."""
-    seed: int = Field(0, ge=0)
-    """Of the drawn token sequences."""
+    max_shard_size: str = Field("5GB", pattern=r"^\d+[KMG]B$")
+    """A full policy's weights beyond it go into a further file; the memory needed for the work is that of two."""

@@ -1,103 +1,125 @@
-"""What PPO saved in, the policy alone out: nothing of value or reward is left, and its logits are the same to the bit.
+"""What PPO saved in, the policy alone out: nothing of value or reward is left, and it says the same to the bit.
 
-Inputs: actor_critic (kind `actor_critic`), model (kind `model`, the base; needed where PPO trained adapters).
+    python -m tasks.remove_value_head.run --config config.json --input actor_critic=DIR [--input model=DIR]
+        [--input data=DIR] --output DIR
+
+Inputs: actor_critic (kind `actor_critic`, or a checkpoint of TRL or LLaMA-Factory: see source.py), model (kind
+`model`, the base; needed where PPO trained adapters, or where config.json or the tokenizer is missing), data (optional:
+held-out prompts to compare on).
 Output: kind `model`, or `adapter` where PPO trained adapters; report.json.
+
+The weights pass shard by shard. One model at a time is loaded and asked: the one in `actor_critic`, and the new one.
 """
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from peft import LoraConfig as PeftLoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.actor_critic.folder import ActorCritic, load_actor_critic
-from tasks.adapters import attach_adapter, load_adapter, write_adapter
+from tasks.adapters import attach_adapter, load_adapter
 from tasks.errors import InputError
-from tasks.logits import difference, logits_of, random_rows
-from tasks.model_files import require_kind, write_json
-from tasks.modeling import load_causal_lm, load_tokenizer, quiet_libraries, save_model
+from tasks.logits import answers_of, comparison_rows, require_agreement
+from tasks.model_files import ADAPTER_CONFIG, require_kind, write_json
+from tasks.modeling import (
+    causal_lm_class,
+    load_causal_lm,
+    load_tokenizer,
+    quiet_libraries,
+    read_config,
+    read_generation_config,
+    save_description,
+)
 from tasks.program import require, run_program
 from tasks.remove_value_head.config import RemoveValueHeadConfig
-from tasks.safe_loading import no_custom_code
+from tasks.remove_value_head.source import Source, read_source
+from tasks.shards import listed, main_dtype, write_shards
+from tasks.unchecked import unchecked
 
-
-class PolicyChangedError(RuntimeError):
-    """The policy that was saved gives other logits than the one inside what PPO saved."""
+ONE_FILE = 2**62  # bytes: PEFT reads an adapter from one file
 
 
 def main(config: RemoveValueHeadConfig, inputs: Mapping[str, Path], output: Path) -> None:
-    """Load the policy's tensors, save them as a plain artifact, load that, and compare the two models' logits."""
+    """Ask the policy inside, write it out as a plain artifact, and keep that if it answers the same."""
     started = time.monotonic()
     quiet_libraries()
-    require(inputs, "actor_critic")
-    folder = inputs["actor_critic"]
-    saved = load_actor_critic(folder)
-    base = _base(saved, inputs)
-    before = load_policy(folder, saved, base)
-    rows = random_rows(before.config.vocab_size, config.num_rows, config.seed)
-    logits_before = logits_of(before, rows)
-    save_policy(output, folder, saved, before)
-    found = difference(
-        logits_before, logits_of(load_plain(output, base, str(before.dtype).removeprefix("torch.")), rows)
-    )
-    if found.largest != 0:
-        raise PolicyChangedError(
-            f"{output}: the logits differ by up to {found.largest:.3g} from those of {folder}, over {found.num_rows} "
-            "rows; they must be equal."
-        )
-    report = {
-        "tuning": saved.tuning,
-        "logits_equal": True,
-        "max_abs_difference": found.largest,
-        "num_rows": found.num_rows,
-        "num_policy_tensors": len(saved.policy),
-        "num_removed_tensors": len(saved.value),
-        "seconds": round(time.monotonic() - started, 2),
-    }
-    write_json(output / "report.json", report)
+    require(inputs, "actor_critic", *inputs)
+    base = inputs.get("model")
+    source = read_source(inputs["actor_critic"], base)
+    base = _base(source, inputs)
+    tokenizer = load_tokenizer(source.tokenizer_folder)
+    model_config = read_config(base or source.config_folder)
+    rows = comparison_rows(config, inputs.get("data"), tokenizer, model_config)
+    before = answers_of(load_policy(source, base), rows)
+    with unchecked(output) as aside:
+        write_policy(aside, source, tokenizer, config.max_shard_size)
+        after = answers_of(load_plain(aside, base, main_dtype(source.policy)), rows, before)
+        found = require_agreement(before, after, 0.0, f"The policy taken out of {source.folder} says something else")
+        report = {
+            "tuning": source.tuning,
+            **found.figures(),
+            "greedy_text": tokenizer.decode(after.texts[0]),
+            "num_policy_tensors": len(source.policy),
+            "num_removed_tensors": len(source.value),
+            "files_left_behind": ", ".join(source.value_files) or "none",
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        write_json(aside / "report.json", report)
 
 
-def load_policy(folder: Path, saved: ActorCritic, base: Path | None) -> PreTrainedModel:
-    """The policy in evaluation mode, built from what PPO saved."""
+def load_policy(source: Source, base: Path | None) -> PreTrainedModel:
+    """The policy in evaluation mode, of the tensors of `source`; raises InputError where they are not its config's."""
+    state = {name: stored.read() for name, stored in source.policy.items()}
     if base is not None:
-        adapter = PeftLoraConfig.from_pretrained(folder)
-        return attach_adapter(load_causal_lm(base), adapter, saved.policy, "default", source=str(folder)).eval()
-    dtype = next(iter(saved.policy.values())).dtype
-    with no_custom_code(folder) as options:
-        config = AutoConfig.from_pretrained(folder, **options)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    absent, unexpected = model.load_state_dict(saved.policy, strict=False)
-    missing = sorted(set(absent) - set(model.all_tied_weights_keys))
-    if missing or unexpected:
+        adapter = PeftLoraConfig.from_pretrained(source.config_folder)
+        return attach_adapter(load_causal_lm(base), adapter, state, "default", source=str(source.folder)).eval()
+    config = read_config(source.config_folder)
+    model, found = causal_lm_class(config, source.config_folder).from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=main_dtype(source.policy),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    missing = set(found["missing_keys"]) - set(model.all_tied_weights_keys)
+    of_other_shape = {mismatch[0] for mismatch in found["mismatched_keys"]}
+    if missing or found["unexpected_keys"] or of_other_shape:
         raise InputError(
-            f"{folder}: the policy does not fit its config.json: missing {missing}, unexpected {unexpected}."
+            f"{source.folder}: the policy does not fit its config.json: missing {listed(missing) or 'none'}, "
+            f"unexpected {listed(found['unexpected_keys']) or 'none'}, "
+            f"of another shape {listed(of_other_shape) or 'none'}."
         )
-    model.tie_weights()
-    model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    model.generation_config = read_generation_config(source.config_folder, config)
     return model.eval()
 
 
-def save_policy(output: Path, folder: Path, saved: ActorCritic, policy: PreTrainedModel) -> None:
-    """Write the policy as a `model`, or as an `adapter`, with the tokenizer of `folder`."""
-    tokenizer = load_tokenizer(folder)
-    if saved.tuning == "full":
-        save_model(output, policy, tokenizer)
+def write_policy(folder: Path, source: Source, tokenizer: PreTrainedTokenizerBase, max_shard_size: str) -> None:
+    """Write the policy as a `model`, or as an `adapter`, with one shard of its weights in memory."""
+    full = source.tuning == "full"
+    outlines = {name: stored.outline() for name, stored in source.policy.items()}
+    stem, size = ("model", max_shard_size) if full else ("adapter_model", ONE_FILE)
+    write_shards(folder, outlines, lambda name: source.policy[name].read(), size, stem)
+    if full:
+        save_description(folder, source.config_folder, main_dtype(source.policy), tokenizer)
     else:
-        write_adapter(output, saved.policy, PeftLoraConfig.from_pretrained(folder))
-        tokenizer.save_pretrained(output)
+        shutil.copyfile(source.config_folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
+        tokenizer.save_pretrained(folder)
 
 
-def load_plain(output: Path, base: Path | None, dtype: str) -> PreTrainedModel:
+def load_plain(folder: Path, base: Path | None, dtype: torch.dtype) -> PreTrainedModel:
     """The saved policy in evaluation mode, loaded as anyone loads a `model` or an `adapter`."""
     if base is None:
-        return load_causal_lm(output, dtype)
-    return load_adapter(load_causal_lm(base), output, "default").eval()
+        return load_causal_lm(folder, str(dtype).removeprefix("torch."))
+    return load_adapter(load_causal_lm(base), folder, "default").eval()
 
 
-def _base(saved: ActorCritic, inputs: Mapping[str, Path]) -> Path | None:
+def _base(source: Source, inputs: Mapping[str, Path]) -> Path | None:
     """The folder of the base model that the policy's adapter sits on; none for a full policy."""
-    if saved.tuning == "full":
+    if source.tuning == "full":
         return None
     require(inputs, "model")
     require_kind(inputs["model"], "model")

@@ -1,6 +1,7 @@
 """Pickles and code planted among a model's files are refused or ignored: what they would do is never done."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
@@ -31,6 +32,7 @@ from tasks.modeling import (
 from tasks.prepare_data.config import SourceConfig
 from tasks.prepare_data.sources import read_source
 from tasks.remove_value_head.run import load_policy
+from tasks.remove_value_head.source import read_source as read_policy_source
 from tests.tasks.sft.test_train import run as run_sft
 from tests.tasks.tiny_models import make_model, make_tokenizer, write_model
 
@@ -222,9 +224,9 @@ def test_a_model_that_needs_its_own_code_is_refused(load: Callable[[Path], Any],
 
 def test_a_policy_that_needs_its_own_code_is_refused(tmp_path: Path, marker: Path) -> None:
     folder = write_custom_model(tmp_path / "model", marker, "of_its_own")
-    saved = load_actor_critic(write_actor_critic(tmp_path / "saved"))
+    source = read_policy_source(write_actor_critic(tmp_path / "saved"), None)
     with pytest.raises(InputError, match="needs code of its own"):
-        load_policy(folder, saved, None)
+        load_policy(dataclasses.replace(source, config_folder=folder), None)
     assert not marker.exists()
 
 

@@ -10,12 +10,13 @@ from tasks.actor_critic.folder import save_actor_critic
 from tasks.adapters import adapter_state, add_lora, load_adapter
 from tasks.config import LoraConfig
 from tasks.errors import InputError
+from tasks.logits import ModelsDiffer
 from tasks.model_files import kind_of
 from tasks.modeling import load_causal_lm
 from tasks.remove_value_head import run as remove_value_head
 from tasks.remove_value_head.config import RemoveValueHeadConfig
-from tasks.remove_value_head.run import PolicyChangedError, main
-from tests.tasks.tiny_models import HIDDEN, make_model, make_tokenizer, write_model
+from tasks.remove_value_head.run import main
+from tests.tasks.tiny_models import HIDDEN, make_model, make_tokenizer, write_model, write_split
 
 IDS = torch.tensor([[3, 5, 7, 9]])
 HEAD = {"head.weight": torch.ones(1, HIDDEN), "head.offset": torch.zeros(())}
@@ -40,7 +41,7 @@ def write_lora(folder):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_full_policy_becomes_a_plain_model_with_equal_logits(tmp_path, tied):
     policy = write_full(tmp_path / "saved", tie_word_embeddings=tied)
-    main(RemoveValueHeadConfig(num_rows=3), {"actor_critic": tmp_path / "saved"}, tmp_path / "output")
+    main(RemoveValueHeadConfig(num_prompts=3), {"actor_critic": tmp_path / "saved"}, tmp_path / "output")
     assert kind_of(tmp_path / "output") == "model"
     assert torch.equal(load_causal_lm(tmp_path / "output")(IDS).logits, policy(IDS).logits)
     names = set(load_file(tmp_path / "output" / "model.safetensors"))
@@ -77,9 +78,9 @@ def test_a_bfloat16_policy_keeps_its_precision_and_its_logits(tmp_path):
 def test_other_logits_after_saving_are_an_error(tmp_path, monkeypatch):
     write_full(tmp_path / "saved")
     monkeypatch.setattr(remove_value_head, "load_plain", lambda *_: make_model(seed=9))
-    with pytest.raises(PolicyChangedError, match="must be equal"):
+    with pytest.raises(ModelsDiffer, match=r"says something else: largest difference of a logit \d.*equal bits"):
         main(RemoveValueHeadConfig(), {"actor_critic": tmp_path / "saved"}, tmp_path / "output")
-    assert not (tmp_path / "output" / "report.json").exists()
+    assert not list((tmp_path / "output").iterdir())
 
 
 def test_an_adapter_without_its_base_is_refused(tmp_path):
@@ -88,9 +89,9 @@ def test_an_adapter_without_its_base_is_refused(tmp_path):
         main(RemoveValueHeadConfig(), {"actor_critic": tmp_path / "saved"}, tmp_path / "output")
 
 
-def test_a_plain_model_is_refused_naming_both(tmp_path):
+def test_a_model_without_a_value_head_is_refused(tmp_path):
     model = write_model(tmp_path / "model")
-    with pytest.raises(InputError, match=r"as PPO saves them.*found a causal language model"):
+    with pytest.raises(InputError, match=r"expected a policy with a value head.*found none"):
         main(RemoveValueHeadConfig(), {"actor_critic": model}, tmp_path / "output")
 
 
@@ -98,5 +99,24 @@ def test_a_policy_that_does_not_fit_its_config_is_refused(tmp_path):
     write_full(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     (tmp_path / "saved" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(InputError, match="does not fit its config"):
+    with pytest.raises(InputError, match=r"does not fit its config.*missing model\.layers\.2\."):
         main(RemoveValueHeadConfig(), {"actor_critic": tmp_path / "saved"}, tmp_path / "output")
+
+
+def test_held_out_prompts_are_asked_and_answered_alike(tmp_path):
+    write_full(tmp_path / "saved")
+    write_split(tmp_path / "data", "prompts", "test", [{"prompt": "a good film"}, {"prompt": "bad"}])
+    inputs = {"actor_critic": tmp_path / "saved", "data": tmp_path / "data"}
+    main(RemoveValueHeadConfig(num_prompts=2), inputs, tmp_path / "output")
+    report = json.loads((tmp_path / "output" / "report.json").read_text())
+    ids = make_tokenizer()("a good film", return_tensors="pt")["input_ids"]
+    greedy = load_causal_lm(tmp_path / "output").generate(ids, do_sample=False, max_new_tokens=16)
+    assert report["greedy_text"] == make_tokenizer().decode(greedy[0, ids.shape[1] :])
+    assert (report["num_rows"], report["num_greedy_texts"], report["num_greedy_texts_equal"]) == (4, 4, 4)
+
+
+def test_a_small_shard_size_makes_several_files_of_the_same_bits(tmp_path):
+    policy = write_full(tmp_path / "saved")
+    main(RemoveValueHeadConfig(max_shard_size="4KB"), {"actor_critic": tmp_path / "saved"}, tmp_path / "output")
+    assert len(list((tmp_path / "output").glob("model-*-of-*.safetensors"))) > 3
+    assert torch.equal(load_causal_lm(tmp_path / "output")(IDS).logits, policy(IDS).logits)
