@@ -48,13 +48,13 @@ def run_chain(options: Pipeline, place: Workplace) -> Summary:
     base = existing.get("model")
     data = existing.get("prepare_data") or stages.prepare_data(options.prepare_data, place)
     sft = existing.get("sft") or stages.sft(options.sft, data, base, place)
-    start = sft if sft.kind != "adapter" else stages.merge_lora(options.merge_lora, sft, base, place)
+    start = sft if sft.kind != "adapter" else stages.merge_lora(options.merge_lora, sft, base, data, place)
     reward_model = existing.get("reward_model")
     if reward_model is None and options.reward_model is not None:
         reward_model = stages.reward_model(options.reward_model, data, start, place)
     ppo = existing.get("ppo") or stages.ppo(options.ppo, data, start, reward_model, place)
-    policy = stages.remove_value_head(options.remove_value_head, ppo, start, place)
-    tuned = policy if policy.kind != "adapter" else stages.merge_lora(options.merge_lora, policy, start, place)
+    policy = stages.remove_value_head(options.remove_value_head, ppo, start, data, place)
+    tuned = policy if policy.kind != "adapter" else stages.merge_lora(options.merge_lora, policy, start, data, place)
     parents = {"data": data, "sft": sft, "reward_model": reward_model, "ppo": ppo}
     release = release_model(options, place, data=data, model=tuned, sft=start, base=base, parents=parents)
 

@@ -55,7 +55,8 @@ class Pipeline(Config):
     export: ExportConfig = ExportConfig()
     """What users get."""
     existing: dict[Replaceable, str] = Field(default_factory=dict)
-    """Stages that are not run, and what stands in their place: hub name, folder or artifact's URI."""
+    """Stages that are not run, and what stands in their place: hub name, folder or artifact's URI. For ppo also a
+    checkpoint of TRL 0.x or LLaMA-Factory with its value head; see docs/checkpoints.md."""
     store: str | None = None
     """s3://bucket/prefix or file:///folder for artifacts; none: $ALIGNMENT_STORE, else the local S3."""
     accelerate_config: str = "infra/accelerate/cpu.yaml"

@@ -67,7 +67,7 @@ def kind_of(folder: Path) -> str:
     """What a folder is, by the files in it: a kind of artifact, or `file` for plain data files."""
     has = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if "actor_critic.json" in has:
-        return "actor_critic"
+        return "actor_critic_adapter" if "adapter_config.json" in has else "actor_critic"
     if "adapter_config.json" in has:
         return "reward_adapter" if "scalar_head.json" in has else "adapter"
     if "config.json" in has:

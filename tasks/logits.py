@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config import ProofConfig
 from tasks.data import encode_prompt, prompt_text, read_split
@@ -154,14 +154,15 @@ def _align(model: PreTrainedModel) -> None:
 
 
 def _greedy(model: PreTrainedModel, prompt: Sequence[int]) -> list[int]:
-    ids = torch.tensor([list(prompt)])
-    ends = model.generation_config.eos_token_id
-    padding = ends[0] if isinstance(ends, list) else ends
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=GREEDY_LENGTH, eos_token_id=ends, pad_token_id=padding, use_cache=True
-    )
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    return output[0, ids.shape[1] :].tolist()
+    """GREEDY_LENGTH tokens, past any EOS: what ends a text is the generation config's, not the model's."""
+    ids, cache = torch.tensor([list(prompt)]), None
+    text: list[int] = []
+    while len(text) < GREEDY_LENGTH:
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        text.append(int(output.logits[0, -1].argmax()))
+        ids = torch.tensor([text[-1:]])
+    return text
 
 
 def _last_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
@@ -179,7 +180,6 @@ def _lead(first: Answers, second: Answers, row: int) -> float | None:
     ours, theirs = first.texts[row], second.texts[row]
     if ours == theirs:
         return None
-    # There is such a place: a text that ends early ends in a token that the longer one has not.
     place = next(index for index, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
     logits = first.logits[row][place - len(ours) - 1]
     return (logits[ours[place]] - logits[theirs[place]]).item()

@@ -3,6 +3,7 @@
 Files are mapped, so that a tensor costs memory only while it is used.
 """
 
+import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -65,10 +66,11 @@ def write_shards(
 
     Each shard is read again and compared bit by bit before the next is made. Raises OSError where it differs.
     """
+    _give_freed_memory_back()
     pattern = f"{stem}{{suffix}}{SAFETENSORS}"
     plan = split_torch_state_dict_into_shards(dict(outlines), filename_pattern=pattern, max_shard_size=max_shard_size)
     for filename, names in plan.filename_to_tensors.items():
-        _write_shard(folder / filename, {name: make(name).contiguous() for name in names})
+        _write_shard(folder / filename, _made({name: outlines[name] for name in names}, make))
     if plan.is_sharded:
         content = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / f"{stem}{SAFETENSORS}{INDEX}", content)
@@ -95,6 +97,23 @@ def listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     rest = f" and {len(ordered) - NUM_SHOWN} more" if len(ordered) > NUM_SHOWN else ""
     return ", ".join(ordered[:NUM_SHOWN]) + rest
+
+
+def _give_freed_memory_back() -> None:
+    """Let glibc map every block from 1 MiB on by itself: else it keeps freed ones in a heap that grows by its holes."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+def _made(outlines: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """What `make` gives, in memory that is taken before: what it needs itself falls free for the next tensor."""
+    tensors = {name: torch.empty_like(outline, device="cpu") for name, outline in outlines.items()}
+    for name, tensor in tensors.items():
+        made = make(name)
+        assert (made.shape, made.dtype) == (tensor.shape, tensor.dtype), name
+        tensor.copy_(made)
+    return tensors
 
 
 def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -141,6 +160,7 @@ def _dtype_of(name: str, path: Path) -> torch.dtype:
         raise InputError(f"{path}: the type {name} of a tensor is not known; expected {', '.join(_DTYPES)}.") from None
 
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -34,6 +34,7 @@ DATA = ("data",)
 MODEL = ("model", "export")
 REWARD_MODEL = ("reward_model", "reward_adapter")
 ACTOR_CRITIC = ("actor_critic", "actor_critic_adapter")
+PPO_RESULT = (*ACTOR_CRITIC, "model", "adapter")  # the last two: another library's, with a value head in or beside it
 
 PREPARE_DATA = Stage(
     "prepare_data", "tasks.prepare_data.run", needs={}, may_have={f"{kind}*": ("file",) for kind in KINDS}
@@ -56,9 +57,14 @@ PPO = Stage(
     accelerate=True,
 )
 REMOVE_VALUE_HEAD = Stage(
-    "remove_value_head", "tasks.remove_value_head.run", needs={"actor_critic": ACTOR_CRITIC, "model": MODEL}
+    "remove_value_head",
+    "tasks.remove_value_head.run",
+    needs={"actor_critic": PPO_RESULT, "model": MODEL},
+    may_have={"data": DATA},
 )
-MERGE_LORA = Stage("merge_lora", "tasks.merge_lora.run", needs={"adapter": ("adapter",), "model": MODEL})
+MERGE_LORA = Stage(
+    "merge_lora", "tasks.merge_lora.run", needs={"adapter": ("adapter",), "model": MODEL}, may_have={"data": DATA}
+)
 EVALUATE = Stage(
     "evaluate",
     "tasks.evaluate.run",
@@ -69,7 +75,7 @@ EXPORT = Stage(
     "export",
     "tasks.export.run",
     needs={"model": MODEL, "evaluation": ("evaluation",)},
-    may_have={"data": DATA, "sft": (*MODEL, "adapter"), "reward_model": REWARD_MODEL, "ppo": ACTOR_CRITIC},
+    may_have={"data": DATA, "sft": (*MODEL, "adapter"), "reward_model": REWARD_MODEL, "ppo": PPO_RESULT},
     wants_lineage=True,
 )
 
@@ -138,17 +144,19 @@ def ppo(
 
 @_stage_task("remove_value_head")
 def remove_value_head(
-    config: RemoveValueHeadConfig, actor_critic: Artifact, model: Artifact, place: Workplace
+    config: RemoveValueHeadConfig, actor_critic: Artifact, model: Artifact, data: Artifact, place: Workplace
 ) -> State[Artifact]:
-    """The policy alone: kind `model`, or `adapter` if PPO trained one."""
-    makes = "adapter" if actor_critic.kind == "actor_critic_adapter" else "model"
-    return _run(REMOVE_VALUE_HEAD, config, makes, place, {"actor_critic": actor_critic, "model": model})
+    """The policy alone: kind `model`, or `adapter` if PPO trained one. `data` has the prompts it is compared on."""
+    makes = "adapter" if actor_critic.kind in ("actor_critic_adapter", "adapter") else "model"
+    return _run(REMOVE_VALUE_HEAD, config, makes, place, {"actor_critic": actor_critic, "model": model, "data": data})
 
 
 @_stage_task("merge_lora")
-def merge_lora(config: MergeLoraConfig, adapter: Artifact, model: Artifact | None, place: Workplace) -> State[Artifact]:
-    """Base and adapter as one plain model: kind `model`."""
-    return _run(MERGE_LORA, config, "model", place, {"adapter": adapter, "model": model})
+def merge_lora(
+    config: MergeLoraConfig, adapter: Artifact, model: Artifact | None, data: Artifact, place: Workplace
+) -> State[Artifact]:
+    """Base and adapter as one plain model: kind `model`. `data` has the prompts that it is compared on."""
+    return _run(MERGE_LORA, config, "model", place, {"adapter": adapter, "model": model, "data": data})
 
 
 @_stage_task("evaluate", gpu=True)

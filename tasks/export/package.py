@@ -1,7 +1,4 @@
-"""Write a model as users load it, then load it as they do and compare it with the model it came from.
-
-Letters: T tokens, V vocabulary.
-"""
+"""Write a model as users load it, then load it as they do and compare it with the model it came from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data import Text, encode_prompt
+from tasks.logits import Answers, answers_of, require_agreement
 from tasks.model_files import CONFIG, read_json
 from tasks.modeling import save_generation_config, torch_dtype
 from tasks.safe_loading import no_custom_code
@@ -21,10 +18,6 @@ from tasks.safe_loading import no_custom_code
 # A model of plain text continues what it is given: the messages' texts one after the other, nothing added.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 LOADS_WITH = "AutoModelForCausalLM.from_pretrained, AutoTokenizer.from_pretrained"
-
-
-class ExportDiffers(RuntimeError):
-    """The export does not compute what the model it was made from computes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,8 @@ class Trial:
     answer: str
     max_logit_difference: float
     max_logit: float  # largest absolute logit of the source: what the difference is to be seen against
+    num_greedy_texts: int
+    num_greedy_texts_equal: int
 
 
 def own_dtype(folder: Path) -> str:
@@ -75,42 +70,31 @@ def encode_samples(
     ]
 
 
-@torch.no_grad()
-def logits_of(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The model's logits [T, V] in float32 for each row of token ids."""
-    return [model(torch.tensor([row])).logits[0].float() for row in rows]
+def try_package(
+    folder: Path, question: Text, prompts: Sequence[Sequence[int]], source: Answers, tolerance: float
+) -> Trial:
+    """Load `folder` as a user does, answer `question` (seed 0), and ask `prompts`, which the `source` answered too.
 
-
-def try_package(folder: Path, question: Text, rows: Sequence[Sequence[int]], source_logits: Sequence[Tensor]) -> Trial:
-    """Load `folder` as a user does, answer `question` (seed 0), and compare the logits of `rows` with the source's."""
+    Raises ModelsDiffer where the two are further apart than `tolerance`, a share of the largest logit; 0: equal bits.
+    """
     with no_custom_code(folder) as options:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
     ids = torch.tensor([encode_prompt(tokenizer, question)])
     torch.manual_seed(0)
     output = model.generate(ids, attention_mask=torch.ones_like(ids))
-    logits = logits_of(model, rows)
+    found = require_agreement(source, answers_of(model, prompts, source), tolerance, "The export says something else")
     return Trial(
         loads_with=LOADS_WITH,
         loaded_class=type(model).__name__,
         transformers_version=transformers.__version__,
         prompt=question if isinstance(question, str) else question[0]["content"],
         answer=tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True),
-        max_logit_difference=max(
-            (ours - theirs).abs().max().item() for ours, theirs in zip(logits, source_logits, strict=True)
-        ),
-        max_logit=max(theirs.abs().max().item() for theirs in source_logits),
+        max_logit_difference=found.largest,
+        max_logit=found.scale,
+        num_greedy_texts=found.num_greedy,
+        num_greedy_texts_equal=found.num_greedy_equal,
     )
-
-
-def require_agreement(trial: Trial, changed: bool, tolerance: float) -> None:
-    """Raise ExportDiffers unless the logits are equal or, if the precision was `changed`, within the tolerance."""
-    allowed = tolerance * trial.max_logit if changed else 0.0
-    if not trial.max_logit_difference <= allowed:
-        raise ExportDiffers(
-            f"The export's logits differ by up to {trial.max_logit_difference:g} from the model's, "
-            f"whose largest is {trial.max_logit:g}; allowed: {allowed:g}. Nothing was exported."
-        )
 
 
 def cast(model: PreTrainedModel, dtype: str) -> PreTrainedModel:

@@ -15,19 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.data import Text
+from tasks.data import Text, encode_prompt
 from tasks.errors import InputError
 from tasks.export.card import Facts, Parent, model_card
 from tasks.export.config import ExportConfig
 from tasks.export.package import (
     cast,
     encode_samples,
-    logits_of,
     own_dtype,
-    require_agreement,
     try_package,
     write_package,
 )
+from tasks.logits import answers_of
 from tasks.model_files import CONFIG, read_json, require_kind, write_json
 from tasks.modeling import load_causal_lm, load_tokenizer, quiet_libraries
 from tasks.program import require, run_program
@@ -60,16 +59,18 @@ def main(config: ExportConfig, inputs: Mapping[str, Path], output: Path) -> None
     shutil.rmtree(folder, ignore_errors=True)
     dtype = own_dtype(inputs["model"]) if config.dtype == "as_is" else config.dtype
     tokenizer, model = load_tokenizer(inputs["model"]), load_causal_lm(inputs["model"], own_dtype(inputs["model"]))
-    rows = encode_samples(tokenizer, evaluation.questions, evaluation.answers)
-    source_logits = logits_of(model, rows)
+    prompts = [encode_prompt(tokenizer, question) for question in evaluation.questions]
+    prompts += encode_samples(tokenizer, evaluation.questions, evaluation.answers)
+    source, num_parameters = answers_of(model, prompts), model.num_parameters()
     write_package(folder, cast(model, dtype), tokenizer, evaluation.sampling, config.max_shard_size)
-    log.write(1, NUM_STEPS, {"num_parameters": model.num_parameters()})
-    trial = try_package(folder, evaluation.questions[0], rows, source_logits)
-    require_agreement(trial, dtype != own_dtype(inputs["model"]), config.logit_tolerance)
+    del model  # one model in memory at a time
+    log.write(1, NUM_STEPS, {"num_parameters": num_parameters})
+    tolerance = 0.0 if dtype == own_dtype(inputs["model"]) else config.logit_tolerance
+    trial = try_package(folder, evaluation.questions[0], prompts, source, tolerance)
     facts = Facts(
         parents=read_parents(inputs),
         results=evaluation.results,
-        num_parameters=model.num_parameters(),
+        num_parameters=num_parameters,
         dtype=dtype,
         conversational=evaluation.conversational,
         sampling=evaluation.sampling,

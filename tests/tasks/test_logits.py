@@ -64,8 +64,9 @@ def test_a_model_agrees_with_its_copy_and_not_with_another():
 
 
 def test_greedy_text_is_what_generate_gives_and_its_logits_are_compared():
-    model = make_model(eos_token_id=None)
+    model = make_model()
     found = answers_of(model, ROWS)
+    model.generation_config.eos_token_id = None
     expected = model.generate(torch.tensor(ROWS[:1]), do_sample=False, max_new_tokens=logits.GREEDY_LENGTH)
     assert found.rows[0] == expected[0].tolist()
     torch.testing.assert_close(found.logits[0], model(torch.tensor([found.rows[0]])).logits[0], rtol=0, atol=0)
@@ -78,7 +79,7 @@ def test_of_a_long_row_the_last_logits_are_kept():
 
 def test_a_change_that_only_a_continuation_shows_is_seen():
     """The second model differs in the embedding of one token, which no prompt has but the first model's answer does."""
-    model = make_model(eos_token_id=None)
+    model = make_model()
     first = answers_of(model, ROWS)
     token = next(token for token in first.texts[0] if token not in ROWS[0] + ROWS[1])
     changed = copy.deepcopy(model)

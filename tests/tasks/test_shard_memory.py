@@ -29,7 +29,7 @@ SIZES = {
 MEASURE = """
 import re, sys
 from pathlib import Path
-import peft.tuners.lora, transformers.models.llama.modeling_llama
+import peft, transformers.models.llama.modeling_llama
 from tasks.merge_lora import run as merging
 from tasks.merge_lora.config import MergeLoraConfig
 from tasks.modeling import load_tokenizer, quiet_libraries
@@ -43,6 +43,7 @@ quiet_libraries()
 stage, source, adapter, output = sys.argv[1], *map(Path, sys.argv[2:])
 output.mkdir()
 tokenizer = load_tokenizer(source)
+peft.get_peft_model(merging.outline(source), peft.LoraConfig(target_modules=["q_proj"]))  # loads what PEFT loads late
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = peak_kib()
 if stage == "remove_value_head":

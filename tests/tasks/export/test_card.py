@@ -14,6 +14,8 @@ TRIAL = Trial(
     answer="hi *there*",
     max_logit_difference=0.0,
     max_logit=3.0,
+    num_greedy_texts=4,
+    num_greedy_texts_equal=4,
 )
 LINEAGE = {"uri": "s3://bucket/sft/1", "digest": "abc123", "config": {"learning_rate": 1e-05}}
 FACTS = Facts(

@@ -9,7 +9,7 @@ from tasks.data import encode_prompt
 from tasks.errors import InputError
 from tasks.export import run
 from tasks.export.config import ExportConfig
-from tasks.export.package import ExportDiffers
+from tasks.logits import ModelsDiffer
 from tests.tasks.evaluate import tiny_chain
 
 SAMPLING = {"response_length": 5, "min_new_tokens": 0, "temperature": 0.8, "top_k": 0, "top_p": 1.0}
@@ -58,6 +58,7 @@ def test_an_export_loads_from_its_folder_alone_and_computes_the_same(inputs, out
     assert torch.equal(logits(output), logits(inputs["model"]))
     assert AutoTokenizer.from_pretrained(output).get_vocab() == tiny_chain.make_tokenizer().get_vocab()
     assert (report["loaded_class"], report["max_logit_difference"]) == ("LlamaForCausalLM", 0.0)
+    assert report["num_greedy_texts"] == report["num_greedy_texts_equal"] == 4
     assert report["weights_bytes"] == (output / "model.safetensors").stat().st_size
     assert report["answer"] in (output / "README.md").read_text()
     assert (output / "report.md").read_text() == (inputs["evaluation"] / "report.md").read_text()
@@ -115,7 +116,7 @@ def test_bfloat16_weights_are_half_as_large_and_close(inputs, output):
 
 
 def test_a_changed_precision_beyond_the_tolerance_is_an_error(inputs, output):
-    with pytest.raises(ExportDiffers, match="Nothing was exported"):
+    with pytest.raises(ModelsDiffer, match="The export says something else"):
         run.main(ExportConfig(dtype="bfloat16", logit_tolerance=1e-9), inputs, output)
 
     assert not (output / "config.json").exists()
@@ -147,7 +148,7 @@ def test_damaged_weights_are_noticed_and_leave_no_model(inputs, output, monkeypa
     write_package = run.write_package
     monkeypatch.setattr(run, "write_package", write_damaged)
 
-    with pytest.raises(ExportDiffers, match="Nothing was exported"):
+    with pytest.raises(ModelsDiffer, match="The export says something else"):
         run.main(ExportConfig(), inputs, output)
 
     assert not (output / "config.json").exists()

@@ -110,7 +110,9 @@ def test_held_out_prompts_are_asked_and_answered_alike(tmp_path):
     main(RemoveValueHeadConfig(num_prompts=2), inputs, tmp_path / "output")
     report = json.loads((tmp_path / "output" / "report.json").read_text())
     ids = make_tokenizer()("a good film", return_tensors="pt")["input_ids"]
-    greedy = load_causal_lm(tmp_path / "output").generate(ids, do_sample=False, max_new_tokens=16)
+    policy = load_causal_lm(tmp_path / "output")
+    policy.generation_config.eos_token_id = None
+    greedy = policy.generate(ids, do_sample=False, max_new_tokens=16)
     assert report["greedy_text"] == make_tokenizer().decode(greedy[0, ids.shape[1] :])
     assert (report["num_rows"], report["num_greedy_texts"], report["num_greedy_texts_equal"]) == (4, 4, 4)
 
