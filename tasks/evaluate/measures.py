@@ -4,8 +4,6 @@ Letters: N prompts with one response each per model, B episodes of a batch, R re
 """
 
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -101,34 +99,3 @@ def kl_per_response(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Ten
     logprobs, ref_logprobs: [B, R] of the sampled tokens; mask: [B, R], True up to and including the end token.
     """
     return ((logprobs - ref_logprobs) * mask).sum(dim=1)
-
-
-def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams / all n-grams over all responses (Li et al. 2016, arXiv:1510.03055); 0 where there are none.
-
-    It falls as there is more text, so compare it only at the same number of prompts and similar lengths.
-    """
-    ngrams = [ngram for response in responses for ngram in _ngrams(response, n)]
-    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def repetition(response: Sequence[int], n: int = 4) -> float:
-    """Share of a response's n-grams that occurred in it before (seq-rep-n, Welleck et al. 2019, arXiv:1908.04319)."""
-    ngrams = _ngrams(response, n)
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def commonest_phrase(responses: Sequence[Sequence[int]], n: int = 4) -> tuple[tuple[int, ...], float]:
-    """The n-gram that stands in the most responses, and the share of responses it stands in; ((), 0) without any.
-
-    A policy that answers every prompt with the same phrase shows here before it shows anywhere else.
-    """
-    counts = Counter(ngram for response in responses for ngram in dict.fromkeys(_ngrams(response, n)))
-    if not counts:
-        return (), 0.0
-    phrase, count = counts.most_common(1)[0]
-    return phrase, count / len(responses)
-
-
-def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return list(zip(*(tokens[start:] for start in range(n)), strict=False))

@@ -7,12 +7,9 @@ import torch
 
 from tasks.evaluate.measures import (
     bootstrap_interval,
-    commonest_phrase,
-    distinct_n,
     kl_per_response,
     length_controlled_win_rate,
     outcomes,
-    repetition,
     sign_test,
 )
 
@@ -86,32 +83,6 @@ def test_the_mean_over_the_policys_own_samples_is_the_kl_of_whole_responses():
     assert sum(probabilities) == pytest.approx(1, abs=1e-6)
     assert float((torch.tensor(probabilities) * per_response).sum()) == pytest.approx(definition, abs=1e-6)
     assert definition > 0.1
-
-
-def test_distinct_n_counts_over_all_responses():
-    responses = [[1, 2, 1, 2], [1, 2, 3]]
-    # unigrams: 1 2 1 2 1 2 3 -> 3 of 7; bigrams: 12 21 12 12 23 -> 3 of 5
-
-    assert distinct_n(responses, 1) == 3 / 7
-    assert distinct_n(responses, 2) == 3 / 5
-
-
-def test_responses_too_short_for_an_ngram_have_none():
-    assert distinct_n([[1], []], 2) == 0
-    assert repetition([1, 2, 3], n=4) == 0
-    assert commonest_phrase([[1, 2, 3]], n=4) == ((), 0)
-
-
-def test_repetition_is_the_share_of_ngrams_seen_before():
-    assert repetition([1, 2, 1, 2, 1, 2], n=2) == pytest.approx(3 / 5)  # 12 21 12 21 12: three came before
-    assert repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert repetition([7] * 8) == pytest.approx(4 / 5)
-
-
-def test_the_commonest_phrase_counts_each_response_once():
-    responses = [[5, 6, 5, 6, 5, 6], [1, 2], [1, 2, 9], [1, 2, 7]]
-
-    assert commonest_phrase(responses, n=2) == ((1, 2), 3 / 4)
 
 
 def test_the_sign_test_counts_the_coin_tosses_that_are_as_extreme():
