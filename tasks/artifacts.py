@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 NOT_PUBLISHED = ("checkpoints", "error.json")
-SHARED_PACKAGES = ("actor_critic", "engines", "rewards")
+SHARED_PACKAGES = ("actor_critic", "engines", "guard", "rewards")
 CARRIERS = (
     "artifacts",
     "beacon",

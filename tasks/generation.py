@@ -145,7 +145,8 @@ def draw(logits: Tensor, numbers: Tensor | None, sampling: SamplingConfig) -> Te
     probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     cumulated = cumulative_sums(_narrow(probabilities, sampling).double())
     thresholds = numbers[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, thresholds, right=True).squeeze(1)
+    found = torch.searchsorted(cumulated, thresholds, right=True).squeeze(1)
+    return found.clamp(max=logits.shape[-1] - 1)  # where logits are not finite no token exceeds the number
 
 
 def cumulative_sums(rows: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class Optimizer:
     ) -> None:
         self.config, self.processes = config, processes
         self.num_steps, self.first_policy_step = num_steps, first_policy_step
+        self.rate_scale = 1.0  # both learning rates are multiplied by it, along their schedules
         self.held = {f"{part}.{name}": parameter for part in PARTS for name, parameter in trainable[part].items()}
         self.stepped = {name: _in_float32(parameter) for name, parameter in self.held.items()}
         sizes = [sum(parameter.numel() for parameter in trainable[part].values()) for part in PARTS]
@@ -81,7 +82,8 @@ class Optimizer:
         value_schedule = config.value_lr_schedule or config.lr_schedule
         policy = lr_factor(max(0, number - first), self.num_steps - first, config.warmup_ratio, config.lr_schedule)
         value = lr_factor(number, self.num_steps, value_warmup, value_schedule)
-        return config.learning_rate * policy, config.value_learning_rate * value
+        scale = self.rate_scale
+        return scale * config.learning_rate * policy, scale * config.value_learning_rate * value
 
     def state(self) -> dict[str, Tensor]:
         """All that a resume needs: float32 parameters and Adam's moments, by name; views, not copies."""
@@ -96,10 +98,11 @@ class Optimizer:
         """Take over what `state` gave."""
         for name, parameter in self.stepped.items():
             parameter.copy_(tensors[f"parameter.{name}"])
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
-            if moments:
-                moments = {moment: tensor.to(parameter.device) for moment, tensor in moments.items()}
-                self.adamw[_part_of(name)].state[parameter] = moments
+            found = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
+            state = self.adamw[_part_of(name)].state
+            state.pop(parameter, None)  # what was not stepped yet has none
+            if found:
+                state[parameter] = {moment: tensor.to(parameter.device) for moment, tensor in found.items()}
         self._copy_to_held()
 
     def _make_adamw(self, part: str) -> torch.optim.AdamW:

@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from tasks.actor_critic.optimizer import Optimizer
 from tasks.checkpoints import read_state, read_tensors, remove_old_checkpoints, save_checkpoint
 from tasks.errors import InputError
+from tasks.guard.history import Checkpoint, History
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.objective import Moments
+from tasks.ppo.rollout import Run
 
+AVERAGE = "average."  # before the names of the reference's averages in a checkpoint
 LOGS = ("metrics.jsonl", "samples.jsonl")
 FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "micro_batch_tokens", "rollout_batch_size", "trackers"}
 
@@ -33,6 +38,7 @@ class Progress:
     best_value: float | None = None  # of best_metric
     num_tokens: int = 0  # sampled in all iterations
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    history: History = field(default_factory=History)  # of the guard
 
     def after_phases(self, seconds: Mapping[str, float]) -> "Progress":
         """As far as before, with phases that took so long."""
@@ -45,17 +51,25 @@ class Progress:
         best = -math.inf if self.best_value is None else self.best_value
         return replace(self, best_iteration=self.iteration, best_value=value) if value > best else self
 
+    def after_checkpoint(self, config: PPOConfig) -> "Progress":
+        """With a checkpoint here that the guard, if there is one, may go back to."""
+        if config.guard is None:
+            return self
+        here = Checkpoint(self.iteration, self.best_iteration, self.kl_coef)
+        return replace(self, history=self.history.after_checkpoint(here, config.guard.window))
+
 
 def save_progress(output: Path, progress: Progress, tensors: Mapping[str, Tensor], config: PPOConfig) -> None:
-    """Write a checkpoint, and remove those that are neither among the newest keep_checkpoints nor the best.
+    """Write a checkpoint, and remove those but the newest keep_checkpoints, the best and what the guard may want.
 
-    Its state names under `needs` the checkpoint that the result may come from: who copies it copies that one too.
+    Its state names under `needs` those that the result, or a way back, may come from: who copies it copies those too.
     """
-    best = [] if progress.best_iteration is None else [progress.best_iteration]
-    needs = [iteration for iteration in best if config.use_best and iteration != progress.iteration]
+    best = set() if progress.best_iteration is None else {progress.best_iteration}
+    wanted = progress.history.needed | (best if config.use_best or config.guard else set())
+    needs = sorted(wanted - {progress.iteration})
     state = {"config": config.model_dump(mode="json"), "progress": asdict(progress), "needs": needs}
     save_checkpoint(output, progress.iteration, tensors, state, LOGS)
-    remove_old_checkpoints(output, config.keep_checkpoints, best)
+    remove_old_checkpoints(output, config.keep_checkpoints, best | wanted)
 
 
 def load_progress(folder: Path, config: PPOConfig) -> tuple[Progress, dict[str, Tensor]]:
@@ -69,5 +83,16 @@ def load_progress(folder: Path, config: PPOConfig) -> tuple[Progress, dict[str, 
             f"{folder} was written with another config ({'; '.join(changed)}). "
             "Give the old options to resume it, or another --output to start anew."
         )
-    progress = state["progress"]
-    return Progress(**{**progress, "moments": Moments(**progress["moments"])}), read_tensors(folder)
+    return TypeAdapter(Progress).validate_python(state["progress"]), read_tensors(folder)
+
+
+def tensors_of(run: Run, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What a checkpoint holds of the models."""
+    return optimizer.state() | {f"{AVERAGE}{name}": tensor for name, tensor in run.models.averages.items()}
+
+
+def take_over(run: Run, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Make the models what `tensors_of` gave."""
+    optimizer.load_state(tensors)
+    averages = {name.removeprefix(AVERAGE): tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
+    run.models.load_averages(averages)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from tasks.actor_critic.config import ActorCriticConfig, Share
 from tasks.config import Device
 from tasks.engines.config import EngineConfig
+from tasks.guard.config import GuardConfig
 from tasks.rewards.config import ModelReward, ScoreConfig
 from tasks.templates import ConversationTemplate
 
@@ -109,6 +110,9 @@ class PPOConfig(ActorCriticConfig, EngineConfig, ScoreConfig):
     """The best checkpoint is that of the evaluation where this is largest; `-eval_kl` looks for the smallest."""
     use_best: bool = False
     """The result is the best checkpoint instead of the last iteration's."""
+    guard: GuardConfig | None = None
+    """What sends the run back to its last good checkpoint, with smaller steps, when it goes astray; None = a metric
+    that is not finite ends it, and nothing else is watched."""
     trackers: list[str] = Field(default_factory=list)
     """Where metrics also go, through accelerate: tensorboard, wandb, trackio, mlflow, ...; each needs its package."""
     callbacks: list[str] = Field(default_factory=list)
@@ -170,6 +174,8 @@ class PPOConfig(ActorCriticConfig, EngineConfig, ScoreConfig):
             raise ValueError("kl_in loss needs kl_estimator k2 or k3: the gradient of k1 is 0 on average.")
         if self.cliprange_high is not None and self.cliprange_high < self.cliprange:
             raise ValueError(f"cliprange_high {self.cliprange_high} is below cliprange {self.cliprange}. Raise it.")
+        if self.guard is not None:
+            self.guard.check(self.rewards)
         if self.rollout_engine == "vllm" and self.old_logprobs == "generation":
             raise ValueError("rollout_engine vllm rounds otherwise than the policy. Set old_logprobs forward.")
         if self.rollout_engine == "vllm" and (self.tuning != "lora" or self.lora.use_dora):

@@ -6,6 +6,7 @@ from pathlib import Path
 from tasks.ppo.metrics import rollout_metrics, to_floats
 from tasks.ppo.rollout import Rollout, Run, decode_responses, roll_out
 from tasks.prompts import Prompt
+from tasks.rewards.sources import check_finite
 from tasks.samples import Sample, append_samples, print_samples
 
 SAMPLES_FILE = "samples.jsonl"
@@ -16,8 +17,11 @@ def evaluate_policy(run: Run, prompts: Sequence[Prompt], step: int, output: Path
     """Means over one episode of each prompt, named eval_*; a few are printed and appended to OUTPUT/samples.jsonl.
 
     Sampled as in training, with the same numbers each time, so that two evaluations differ only by the policy.
+    Raises InputError for a score that is not finite: there would be no telling which policy is the best.
     """
     rollout = roll_out(run, prompts, "evaluation", run.config.seed)
+    for name, scores in rollout.scores_by_reward.items():
+        check_finite(scores.tolist(), f"rewards.{name}")
     if run.processes.is_main and run.config.num_sample_generations:
         samples = _samples(run, prompts, rollout, step)
         print_samples(samples, f"held-out prompts after iteration {step}")

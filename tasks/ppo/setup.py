@@ -67,6 +67,7 @@ def set_up(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> tuple
         rank=processes.rank,
         shared_model=None if models.reward_model is None else models.reward,
         template=config.conversation_template,
+        refuse_not_finite=config.guard is None,
     )
     run = Run(
         config=config,

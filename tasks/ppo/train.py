@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from tasks.actor_critic.optimizer import Optimizer
 from tasks.checkpoints import checkpoint_folder, newest_checkpoint, read_tensors, restore_logs
 from tasks.errors import InputError
+from tasks.guard import report as guard_report
 from tasks.model_files import write_json
-from tasks.ppo.checkpoint import LOGS, Progress, load_progress, save_progress
+from tasks.ppo.checkpoint import LOGS, Progress, load_progress, save_progress, take_over, tensors_of
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.evaluation import SAMPLES_FILE, evaluate_policy
+from tasks.ppo.guarding import guard_metrics, watch
 from tasks.ppo.metrics import CURVES, rollout_metrics, target_metrics, to_floats
 from tasks.ppo.objective import adapted_kl_coef
 from tasks.ppo.rollout import Run, roll_out
@@ -38,8 +38,6 @@ from tasks.tracking import plot_curves, read_metrics
 SHOWN = ("score", "kl", "entropy", "clip_fraction", "explained_variance", "response_length", "eval_score")
 WIDEST_GAP = 0.5  # nats, mean over the tokens: far beyond rounding
 
-AVERAGE = "average."  # before the names of the reference's averages in a checkpoint
-
 Metrics = Mapping[str, float]
 Callback = Callable[[int, Metrics, Run], bool | None]
 """Called on every process after each iteration, with its number from 1 and its metrics; True makes it the last."""
@@ -53,10 +51,10 @@ def main(config: PPOConfig, inputs: Mapping[str, Path], output: Path) -> None:
     progress = resume(run, optimizer, output)
     progress = train(run, optimizer, prompts, progress, output, callbacks)
     if run.processes.is_main:
-        best = progress.best_iteration if config.use_best else None
+        best = progress.best_iteration if config.use_best or progress.history.has_stopped else None
         result = progress.iteration if best is None else best
         if result != progress.iteration:
-            _load(run, optimizer, read_tensors(checkpoint_folder(output, result)))
+            take_over(run, optimizer, read_tensors(checkpoint_folder(output, result)))
         run.models.save(output, run.tokenizer, {"iterations": result})
         write_report(progress, config, output, result)
     run.processes.leave()
@@ -76,22 +74,31 @@ def train(
     if progress.best_value is None:
         metrics, progress = _evaluate(run, prompts, progress, output)
         tell(0, metrics)
-        if config.use_best and processes.is_main:
-            save_progress(output, progress, _state(run, optimizer), config)
+        if config.use_best or config.guard is not None:
+            progress = progress.after_checkpoint(config)
+            if processes.is_main:
+                save_progress(output, progress, tensors_of(run, optimizer), config)
     with sigterm_noted() as sigterm:
         while not progress.is_over:
             metrics, progress = iterate(run, optimizer, prompts, progress)
             step = progress.iteration
-            wishes = [callback(step, metrics, run) for callback in callbacks]
+            if config.guard is not None:
+                metrics, progress = watch(run, config.guard, optimizer, metrics, progress, output)
+            has_rewound = "rewound_to" in metrics
+            if not has_rewound:
+                _check_engine(metrics, step)
+            wishes = [progress.is_over, *(callback(step, metrics, run) for callback in callbacks)]
             progress = replace(progress, is_over=step == config.num_iterations or processes.any(any(wishes)))
             if progress.is_over or (config.evaluate_every and step % config.evaluate_every == 0):
                 evaluation, progress = _evaluate(run, prompts, progress, output)
                 metrics |= evaluation
             tell(step, metrics)
             is_stopping = processes.any(sigterm.is_set())
-            is_due = step % config.checkpoint_every == 0 or progress.best_iteration == step
+            is_due = step % config.checkpoint_every == 0 or step == progress.best_iteration or has_rewound
+            if is_due:
+                progress = progress.after_checkpoint(config)
             if processes.is_main and (progress.is_over or is_stopping or is_due):
-                save_progress(output, progress, _state(run, optimizer), config)
+                save_progress(output, progress, tensors_of(run, optimizer), config)
             if is_stopping:
                 processes.leave()
                 sys.exit(STOPPED)
@@ -109,7 +116,10 @@ def iterate(run: Run, optimizer: Optimizer, prompts: Prompts, progress: Progress
         losses = update(run, optimizer, rollout, targets, iteration)
         run.models.move_reference(config.reference_decay)
     metrics = to_floats(rollout_metrics(rollout) | target_metrics(rollout, targets) | losses)
-    _check(metrics, iteration + 1)
+    if config.guard is None:
+        _check_finite(metrics, iteration + 1)
+    else:
+        metrics |= guard_metrics(run, config.guard, optimizer, rollout)
     seconds = run.clock.take()
     num_tokens = round(metrics["response_length"] * config.batch_size)
     rates = optimizer.learning_rates((iteration + 1) * config.steps_per_iteration - 1)
@@ -146,7 +156,8 @@ def resume(run: Run, optimizer: Optimizer, output: Path) -> Progress:
     progress = Progress(num_processes=run.processes.count, kl_coef=run.config.kl_coef)
     if folder is not None:
         progress, tensors = load_progress(folder, run.config)
-        _load(run, optimizer, tensors)
+        take_over(run, optimizer, tensors)
+        optimizer.rate_scale = progress.history.learning_rate_scale
         print(f"resuming after iteration {progress.iteration} from {folder}")
         if progress.num_processes != run.processes.count:
             print(f"it was written by {progress.num_processes} processes: rounding will differ from an undisturbed run")
@@ -178,9 +189,11 @@ def write_report(progress: Progress, config: PPOConfig, output: Path, result: in
         "tokens_per_s": progress.num_tokens / sum(progress.seconds.values()),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+    if config.guard is not None:
+        report |= guard_report.as_figures(progress.history)
     write_json(output / "report.json", report)
     samples = [sample for sample in read_samples(output / SAMPLES_FILE) if sample.step in (0, result)]
-    (output / "report.md").write_text(as_markdown(samples))
+    (output / "report.md").write_text(guard_report.as_markdown(progress.history, result) + as_markdown(samples))
     plot_curves(records, CURVES, output / "curves.png")
 
 
@@ -192,23 +205,16 @@ def _evaluate(run: Run, prompts: Prompts, progress: Progress, output: Path) -> t
     return metrics, progress.after_phases({"evaluate": sum(run.clock.take().values())}).after_evaluation(value)
 
 
-def _state(run: Run, optimizer: Optimizer) -> dict[str, Tensor]:
-    return optimizer.state() | {f"{AVERAGE}{name}": tensor for name, tensor in run.models.averages.items()}
-
-
-def _load(run: Run, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    optimizer.load_state(tensors)
-    averages = {name.removeprefix(AVERAGE): tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
-    run.models.load_averages(averages)
-
-
-def _check(metrics: Metrics, iteration: int) -> None:
+def _check_finite(metrics: Metrics, iteration: int) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise InputError(
                 f"Iteration {iteration}: {name} is {value}. Lower learning_rate and value_learning_rate; "
                 f"the last checkpoint, if any, is from before."
             )
+
+
+def _check_engine(metrics: Metrics, iteration: int) -> None:
     if metrics.get("generation_gap", 0) > WIDEST_GAP:
         raise InputError(
             f"Iteration {iteration}: the logprobs of what generates are {metrics['generation_gap']:.2f} nats from the "

@@ -113,11 +113,13 @@ def load_rewards(
     rank: int,
     shared_model: Callable[[], ScalarModel] | None = None,
     template: ConversationTemplate | None = None,
+    refuse_not_finite: bool = True,
 ) -> list[Reward]:
     """The sources of `configs`; `folders` are the program's inputs, `tokenizer` and the folder `policy` the policy's.
 
     shared_model switches the chain's own LoRA reward model in on the policy's base and gives it; any other is merged
     into a copy of that base. The template is what the policy's prompts were written with, if not with the tokenizer's.
+    With refuse_not_finite a source raises InputError instead of giving a score that is NaN or infinite.
     """
 
     def load(config: RewardConfig) -> Scorer:
@@ -135,7 +137,10 @@ def load_rewards(
             case ApiReward():
                 return _service_scorer(load_service(config, log_folder, rank), tokenizer, config.label_column)
 
-    return [Reward(config.name, config.weight, _checked(config.name, load(config))) for config in configs]
+    def checked(config: RewardConfig) -> Scorer:
+        return _checked(config.name, load(config)) if refuse_not_finite else load(config)
+
+    return [Reward(config.name, config.weight, checked(config)) for config in configs]
 
 
 def _check_model(config: ModelReward, folders: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -171,6 +171,13 @@ def test_logprobs_are_those_of_a_full_forward_at_the_temperature() -> None:
             assert_close(responses.logprobs[row, : len(response)], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_logits_that_are_not_finite_still_give_a_token_of_the_vocabulary() -> None:
+    numbers = torch.tensor([0.0, 0.9], dtype=torch.float64)
+    for value in (float("nan"), float("inf")):
+        tokens = draw(torch.full((2, 5), value), numbers, SamplingConfig())
+        assert ((tokens >= 0) & (tokens < 5)).all()
+
+
 def test_the_logprobs_kept_are_those_of_the_distribution_that_was_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[Tensor, Tensor]] = []
 

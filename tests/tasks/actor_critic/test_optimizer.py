@@ -109,6 +109,41 @@ def test_policy_and_value_model_have_rates_schedules_and_warmups_of_their_own(
     assert found_value == pytest.approx([0.02 * factor for factor in value])
 
 
+def test_a_scale_multiplies_both_rates_along_their_schedules() -> None:
+    optimizer = make_optimizer(
+        two_parts(), learning_rate=2.0, value_learning_rate=4.0, lr_schedule="linear", value_lr_schedule="cosine"
+    )
+    optimizer.rate_scale = 0.25
+    policy, value = zip(*[optimizer.learning_rates(step) for step in range(10)], strict=True)
+    assert policy == pytest.approx([0.5 * factor for factor in LINEAR])
+    assert value == pytest.approx(COSINE)
+
+
+def test_a_scale_shortens_the_steps_that_are_taken() -> None:
+    moved = []
+    for scale in (1.0, 0.25):
+        trainable = one_weight_each([1.0], [1.0])
+        optimizer = make_optimizer(trainable, learning_rate=0.1, value_learning_rate=0.2)
+        optimizer.rate_scale = scale
+        push(trainable)
+        optimizer.step(0)
+        moved.append([1 - values(trainable)[f"{part}.weight"].item() for part in PARTS])
+    assert moved[0] == pytest.approx([0.1, 0.2], rel=1e-4)  # Adam's first step is the rate
+    assert moved[1] == pytest.approx([0.025, 0.05], rel=1e-4)
+
+
+def test_restored_to_its_start_it_has_no_moments() -> None:
+    trainable = two_parts()
+    optimizer = make_optimizer(trainable)
+    start = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    push(trainable, math.nan)
+    optimizer.step(0)
+    optimizer.load_state(start)
+    assert optimizer.state().keys() == start.keys()
+    for name, tensor in start.items():
+        assert torch.equal(optimizer.state()[name], tensor)
+
+
 @pytest.mark.parametrize(
     "options",
     [

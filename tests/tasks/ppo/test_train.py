@@ -169,7 +169,7 @@ def test_the_list_of_knobs_is_complete() -> None:
         "evaluate_every", "num_eval_prompts", "num_sample_generations", "checkpoint_every", "keep_checkpoints",
         "best_metric", "use_best", "trackers", "callbacks", "ptx_batch_size", "value_init", "start_policy",
         "start_value", "reference_model", "rollout_engine", "vllm",
-        "old_logprobs",
+        "old_logprobs", "guard",
     }  # fmt: skip
     assert tested | elsewhere == set(PPOConfig.model_fields)
 

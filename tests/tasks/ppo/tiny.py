@@ -1,6 +1,8 @@
 """A world small enough for tests: a tokenizer of numbered words, a model of two layers, data, reward models."""
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tasks.modeling import ScalarHead, save_model, save_offset, save_scalar_head
 VOCABULARY_SIZE = 24
 EOS = 1
 FAVOURITE = "w5"
+CALLS: list[int] = []
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -106,3 +109,16 @@ def write_config(path: Path, **options: Any) -> Path:
 def count_favourite(prompts: list[str], responses: list[str], **_: Any) -> list[float]:
     """The reward function of the tests: how often the favourite word stands in the response."""
     return [float(response.split().count(FAVOURITE)) for response in responses]
+
+
+def not_a_number_in_one_process(prompts: list[str], responses: list[str], **_: Any) -> list[float]:
+    """Counts the favourite word; when it is asked for the fifth time, in the second process, it fails."""
+    CALLS.append(len(prompts))
+    if len(CALLS) == 5 and os.environ.get("RANK") == "1":
+        return [math.nan] * len(prompts)
+    return count_favourite(prompts, responses)
+
+
+def count_different(prompts: list[str], responses: list[str], **_: Any) -> list[float]:
+    """What is really wanted of the responses in the tests of the guard: many different words."""
+    return [float(len(set(response.split()))) for response in responses]

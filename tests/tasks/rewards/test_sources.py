@@ -252,6 +252,11 @@ def test_no_source_gives_a_score_that_is_not_finite(judges, tmp_path) -> None:
         reward.scorer(answers())
 
 
+def test_where_another_watches_a_score_that_is_not_finite_is_let_through(tmp_path) -> None:
+    reward = load(FunctionReward(function=f"{HERE}:give_nan"), {}, tmp_path, refuse_not_finite=False)
+    assert reward.scorer(answers()).isnan().tolist() == [False, True, False]
+
+
 def write_adapter_files(folder: Path, tokens: Sequence[str] = tiny.TOKENS) -> None:
     """What tells that a folder holds a reward adapter, and its tokenizer."""
     folder.mkdir()
