@@ -85,8 +85,6 @@ def train(
             if config.guard is not None:
                 metrics, progress = watch(run, config.guard, optimizer, metrics, progress, output)
             has_rewound = "rewound_to" in metrics
-            if not has_rewound:
-                _check_engine(metrics, step)
             wishes = [progress.is_over, *(callback(step, metrics, run) for callback in callbacks)]
             progress = replace(progress, is_over=step == config.num_iterations or processes.any(any(wishes)))
             if progress.is_over or (config.evaluate_every and step % config.evaluate_every == 0):
@@ -116,6 +114,8 @@ def iterate(run: Run, optimizer: Optimizer, prompts: Prompts, progress: Progress
         losses = update(run, optimizer, rollout, targets, iteration)
         run.models.move_reference(config.reference_decay)
     metrics = to_floats(rollout_metrics(rollout) | target_metrics(rollout, targets) | losses)
+    if config.rollout_engine == "vllm":
+        _check_server(metrics, iteration + 1)
     if config.guard is None:
         _check_finite(metrics, iteration + 1)
     else:
@@ -214,7 +214,7 @@ def _check_finite(metrics: Metrics, iteration: int) -> None:
             )
 
 
-def _check_engine(metrics: Metrics, iteration: int) -> None:
+def _check_server(metrics: Metrics, iteration: int) -> None:
     if metrics.get("generation_gap", 0) > WIDEST_GAP:
         raise InputError(
             f"Iteration {iteration}: the logprobs of what generates are {metrics['generation_gap']:.2f} nats from the "

@@ -23,7 +23,7 @@ from tasks.runner import PROJECT
 from tests.chaos.chain import ENTRY, write_pipelines
 from tests.chaos.marks import MARK, Process, below, marked
 
-ACKNOWLEDGED = re.compile(r"is at (\S+://\S+)")
+ACKNOWLEDGED = re.compile(r"is at (\S+://\S+/artifacts/\S+)")
 FLOW_RUN = re.compile(r"Beginning flow run '([\w-]+)'")
 CANCELLING = {"type": "CANCELLING", "name": "Cancelling"}
 ASK_EVERY_S = 1.0
@@ -178,7 +178,7 @@ class FromWorker(RunnerAlone):
         """As the tasks' final states say: the log of a flow from a worker lies with Prefect."""
         runs = ask_prefect("task_runs/filter", flow_runs={"id": {"any_": self._run_ids}}, sort="END_TIME_DESC")
         done = [run["state"]["message"] for run in reversed(runs) if run["state_type"] == "COMPLETED"]
-        return list(dict.fromkeys(message for message in done if "://" in message))
+        return list(dict.fromkeys(message for message in done if "/artifacts/" in message))
 
     def cancel(self) -> None:
         ask_prefect(f"flow_runs/{self._run_ids[-1]}/set_state", state=CANCELLING)
