@@ -119,6 +119,11 @@ def store_at(uri: str) -> Store:
     Raises InputError if it cannot be reached, refuses the credentials, or is not a store's address.
     """
     parts = urlsplit(uri)
+    if "@" in parts.netloc:
+        raise InputError(
+            "The store's address holds a user name or password, which would be kept with every artifact. Give "
+            "s3://bucket/prefix, and the keys as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
     if parts.scheme == "s3" and parts.netloc:
         from tasks.s3 import S3Store
 
