@@ -92,13 +92,13 @@ def api(environment: dict[str, str]) -> Api:
 def worker(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     log = (tmp_path_factory.mktemp("worker") / "log.txt").open("w")
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "alignment"]
-    options = {"cwd": PROJECT, "env": environment, "stdout": log, "stderr": log, "preexec_fn": _heed_interrupts}
+    options = {"cwd": PROJECT, "env": environment, "stdout": log, "stderr": log, "preexec_fn": heed_interrupts}
     with subprocess.Popen(command, **options) as process:
         yield
         process.terminate()
 
 
-def _heed_interrupts() -> None:
+def heed_interrupts() -> None:
     """A worker whose parent ignores SIGINT, as a shell's background jobs do, would ignore SIGTERM too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
