@@ -21,8 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## run the whole chain on a tiny model, here and now
 	@$(BIN)/python -m infra.run demo
 
-test: test-unit lint  ## run every test (about 10 minutes on 2 cores)
-	$(BIN)/pytest -m slow
+test: test-unit lint  ## run every test (at most 15 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow
 
 test-unit: $(INSTALLED)  ## run the quick tests (under a minute)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
