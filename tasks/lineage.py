@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from tasks.artifacts import ARTIFACT_URI, Artifact
@@ -52,28 +53,47 @@ class Lineage:
     addresses: Mapping[str, str]
     whole_config: bool = False
 
+    @cached_property
+    def digests(self) -> dict[Key, str]:
+        """The digest of each artifact, the oldest first."""
+        ordered = sorted(self.catalogue.manifests.items(), key=lambda item: (item[1].created, item[0]))
+        return {key: manifest.digest for key, manifest in ordered}
+
+    @cached_property
+    def first_keys(self) -> dict[str, Key]:
+        """Under which key each content was published first, by digest."""
+        return {digest: key for key, digest in reversed(self.digests.items())}
+
+    @cached_property
+    def uses(self) -> dict[str, list[Key]]:
+        """What was made of each content, by its digest."""
+        uses: dict[str, list[Key]] = {}
+        for key in self.digests:
+            for digest in {*self.catalogue.manifests[key].inputs.values()}:
+                uses.setdefault(digest, []).append(key)
+        return uses
+
     def backwards(self, name: str, digest: str, seen: set[str] | None = None) -> Node:
         """The artifact with everything that it was made of; what comes twice is told once."""
         seen = set() if seen is None else seen
-        keys = self.catalogue.by_digest().get(digest)
-        if not keys:
+        key = self.first_keys.get(digest)
+        if key is None:
             return self._outside(name, digest)
         if digest in seen:
-            return self._node(name, keys[0], note=SEEN)
+            return self._node(name, key, note=SEEN)
         seen.add(digest)
-        inputs = self.catalogue.manifests[keys[0]].inputs
-        return self._node(name, keys[0], inputs=tuple(self.backwards(*each, seen) for each in sorted(inputs.items())))
+        inputs = self.catalogue.manifests[key].inputs
+        return self._node(name, key, inputs=tuple(self.backwards(*each, seen) for each in sorted(inputs.items())))
 
     def forwards(self, name: str, digest: str, seen: set[str] | None = None) -> tuple[Node, ...]:
         """Everything that was made of the artifact, each with what was made of that."""
         seen = set() if seen is None else seen
         uses = []
-        for key, manifest in sorted(self.catalogue.manifests.items(), key=lambda item: (item[1].created, item[0])):
-            if digest in manifest.inputs.values():
-                known = manifest.digest in seen
-                seen.add(manifest.digest)
-                onward = () if known else self.forwards(key.stage, manifest.digest, seen)
-                uses.append(self._node(key.stage, key, note=SEEN if known else None, uses=onward))
+        for key in self.uses.get(digest, []):
+            known = self.digests[key] in seen
+            seen.add(self.digests[key])
+            onward = () if known else self.forwards(key.stage, self.digests[key], seen)
+            uses.append(self._node(key.stage, key, note=SEEN if known else None, uses=onward))
         return tuple(uses)
 
     def _node(self, name: str, key: Key, **more: Any) -> Node:
@@ -81,7 +101,7 @@ class Lineage:
         config = manifest.config if self.whole_config else changed_options(manifest.stage, manifest.config)
         return Node(
             name=name,
-            digest=manifest.digest,
+            digest=self.digests[key],
             uri=f"{self.store_uri}/{manifest.folder}",
             kind=manifest.kind,
             created=manifest.created,
@@ -239,8 +259,11 @@ def _digest(lineage: Lineage, artifact: str, key: Key | None) -> str:
     known = {manifest.digest for manifest in manifests.values()}
     found = sorted(digest for digest in known if digest.startswith(artifact.lower()))
     if len(found) != 1:
-        what = f"{len(found)} artifacts, {', '.join(each[:16] for each in found[:5])}" if found else "no artifact"
-        raise InputError(f"{what} in {lineage.store_uri} of {len(known)}: a digest that begins with '{artifact}'.")
+        what = f"{len(found)} artifacts ({', '.join(each[:16] for each in found[:5])})" if found else "no artifact"
+        raise InputError(
+            f"Expected one artifact whose digest begins with '{artifact}'; there is {what} in {lineage.store_uri}, "
+            f"which has {len(known)} in all. Give more of the digest, or the address."
+        )
     return found[0]
 
 

@@ -86,7 +86,7 @@ def test_the_beginning_of_a_digest_names_an_artifact_if_it_is_the_only_one(
     by_address = shown(capsys, chain["ppo"].uri)
     assert shown(capsys, chain["ppo"].digest[:20], "--store", store.uri) == by_address
     assert lineage.main(["", "--store", store.uri]) == 2
-    assert "4 artifacts, " in capsys.readouterr().err
+    assert "4 artifacts (" in capsys.readouterr().err
     assert lineage.main(["fffffffffffffff", "--store", store.uri]) == 2
     assert "no artifact in" in capsys.readouterr().err
     assert lineage.main([chain["ppo"].uri[:-1] + "9"]) == 2
