@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 from tasks.errors import InputError
 from tasks.manifest import FileEntry, sha256_of_span
 
+NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 TEMPORARY = ".unfinished."  # before the name of a file that is being written
 
 
@@ -168,15 +169,14 @@ class FileStore:
             ) from error
 
     def read(self, name: str) -> bytes | None:
-        path = self._root / name
-        return path.read_bytes() if path.is_file() else None
+        with contextlib.suppress(*NO_FILE):  # whoever looks first may find what is deleted before it is read
+            return (self._root / name).read_bytes()
+        return None
 
     def read_range(self, name: str, start: int, length: int) -> bytes | None:
-        path = self._root / name
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
+        with contextlib.suppress(*NO_FILE), (self._root / name).open("rb") as file:
             return os.pread(file.fileno(), length, start)
+        return None
 
     def create(self, name: str, data: bytes) -> None:
         upload = _FileUpload(self._root / name)

@@ -1,6 +1,8 @@
-"""Stores: a disk that does not take everything at once, and addresses that are refused."""
+"""Stores: addresses that are refused, a disk that does not take everything at once, several who write and delete."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,23 @@ def test_an_address_that_holds_keys_is_refused_without_showing_them() -> None:
     with pytest.raises(InputError, match="holds a user name or password") as refusal:
         store_at("s3://planted-key:planted-secret@bucket/prefix")
     assert "planted" not in str(refusal.value)
+
+
+def test_several_may_write_list_read_and_delete_the_last_file_of_a_folder(tmp_path: Path) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    ends = time.monotonic() + 1.0
+
+    def work(number: int) -> int:
+        rounds = 0
+        while time.monotonic() < ends:
+            name = f"deep/er/{number % 2}"
+            store.write(name, b"some")
+            assert store.read(name) in (b"some", None)
+            assert store.read_range(name, 1, 2) in (b"om", None)
+            assert {file.size for file in store.files("deep/")} <= {4}
+            store.delete([name])
+            rounds += 1
+        return rounds
+
+    with ThreadPoolExecutor(4) as pool:
+        assert min(pool.map(work, range(4))) >= 5
