@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tasks.errors import InputError
+from tasks.lifeline import MARK, end_marked
 
 PROJECT = Path(__file__).resolve().parent.parent
 POLL_S = 0.2
@@ -22,7 +23,6 @@ CANCEL_CHECK_S = 2.0
 GRACE_S = 7.0  # with a check for cancelling before it: the last process is gone after 10 s
 LOG_TAIL_LINES = 30
 KILLED_STATUS = 128 + signal.SIGKILL
-MARK = "ALIGNMENT_STAGE_OUTPUT"
 VMSTAT = Path("/proc/vmstat")
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def launch(stage: str, command: Sequence[str], output: Path, watch: Watch) -> No
     Raises InputError for what it refuses, OutOfMemory, StageFailed for any other failure, StageCancelled if
     `watch.cancelled` says so. However this ends, no process of the command is left.
     """
-    end_leftovers(output)
+    end_marked(output)
     log, grace = output / "log.txt", str(GRACE_S)
     num_killed = _killed_for_memory()
     logger.info("%s: %s", stage, shlex.join(command))
@@ -83,7 +83,7 @@ def launch(stage: str, command: Sequence[str], output: Path, watch: Watch) -> No
         assert supervisor.stdin is not None
         supervisor.stdin.close()
         if supervisor.wait() < 0:
-            end_leftovers(output)
+            end_marked(output)
     if status != 0:
         raise _failure(stage, command, output, status, was_killed_for_memory=_killed_for_memory() > num_killed)
 
@@ -103,27 +103,9 @@ def environment(output: Path) -> dict[str, str]:
     }
 
 
-def end_leftovers(output: Path) -> None:
-    """Kill what works in `output` although its supervisor is gone: only where that was killed itself is there any."""
-    while pids := list(_marked(output)):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
 def tail_of(log: Path) -> str:
     """The last lines of a log; empty where there is none."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]) if log.is_file() else ""
-
-
-def _marked(output: Path) -> Iterator[int]:
-    """The living processes of the stage with this output, told by the environment that they were started with."""
-    mark = f"{MARK}={output}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
-                yield int(folder.name)
 
 
 def _watch(supervisor: "subprocess.Popen[bytes]", metrics: Path, watch: Watch) -> int:

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from tasks.config import Config, Device
 from tasks.errors import InputError
+from tasks.lifeline import hold_lifeline
 
 ERROR_FILE = "error.json"
 REFUSED = 2
@@ -41,6 +42,7 @@ def run_program(stage: Stage[C], config_class: type[C], argv: Sequence[str] | No
     message on stderr and in OUTPUT/error.json, where a launcher between us and the caller cannot lose it.
     Anything else is a bug and keeps its traceback.
     """
+    hold_lifeline()
     arguments = _parse(argv)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)

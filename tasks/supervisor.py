@@ -4,6 +4,7 @@
 
 Standard input is the lifeline: a pipe that the runner holds open. When it closes, however the runner ended, or
 when SIGTERM comes, the command's process group gets SIGTERM, then after the grace time every descendant SIGKILL.
+The command has a lifeline of the same sort, which the supervisor holds: see tasks/lifeline.py.
 As a sub-reaper the supervisor inherits orphans, so that ranks whose launcher died are found too.
 Exit status: the command's; 128 + signal if a signal ended it.
 """
@@ -19,6 +20,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tasks.lifeline import LIFELINE, identity
 
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.1
@@ -41,10 +44,17 @@ def main() -> int:
     arguments = _parse()
     stop = _Stop()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    lifeline, _held_open = os.pipe()
     with arguments.log.open("ab") as log:
         command = subprocess.Popen(
-            arguments.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            arguments.command,
+            stdin=lifeline,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {LIFELINE: identity(lifeline)},
+            start_new_session=True,
         )
+    os.close(lifeline)
     while not _reaped(command) and not stop.requested and not _lifeline_closed(POLL_S):
         pass
     _end_descendants(command, 0.0 if command.returncode is not None else arguments.grace_s)

@@ -13,7 +13,7 @@ import pytest
 
 from tasks import launch as launching
 from tasks.errors import InputError
-from tasks.launch import OutOfMemory, StageFailed, Watch, end_leftovers, environment, launch
+from tasks.launch import OutOfMemory, StageFailed, Watch, end_marked, environment, launch
 
 NOT_WATCHED = Watch(on_metrics=lambda record: None, cancelled=lambda: False)
 SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -77,7 +77,7 @@ def test_a_new_attempt_ends_what_an_earlier_one_left_in_its_folder(tmp_path: Pat
     orphan = psutil.Popen([sys.executable, "-c", SLEEPER], env=environment(tmp_path))
     other = psutil.Popen([sys.executable, "-c", SLEEPER], env=environment(tmp_path / "other"))
     try:
-        end_leftovers(tmp_path)
+        end_marked(tmp_path)
         assert orphan.wait(5) == -signal.SIGKILL
         assert other.is_running()
     finally:
