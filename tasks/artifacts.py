@@ -69,6 +69,7 @@ CARRIERS = (
     "gate",
     "keys",
     "launch",
+    "lifeline",
     "lineage",
     "manifest",
     "release",
