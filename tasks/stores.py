@@ -277,4 +277,5 @@ class _FileUpload:
             with contextlib.suppress(FileExistsError):
                 os.link(self._temporary, self._path)
             os.unlink(self._temporary)
-        sync_folder(self._path.parent)
+        with contextlib.suppress(FileNotFoundError):  # the file is deleted already, and it was the folder's last
+            sync_folder(self._path.parent)

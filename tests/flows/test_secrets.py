@@ -16,7 +16,7 @@ import yaml
 
 from infra import local_s3
 from infra.services import prefect_server
-from tests.flows.test_deployments import PROJECT, SMALLEST, _heed_interrupts, command
+from tests.flows.test_deployments import PROJECT, SMALLEST, heed_interrupts, command
 from tests.tasks.rewards.service import Reply, lengths, serving
 
 pytestmark = pytest.mark.slow
@@ -105,7 +105,7 @@ def servers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 def worker(environment: dict[str, str], log: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "alignment"]
     with log.open("w") as file:
-        options = {"cwd": PROJECT, "env": environment, "stdout": file, "stderr": file, "preexec_fn": _heed_interrupts}
+        options = {"cwd": PROJECT, "env": environment, "stdout": file, "stderr": file, "preexec_fn": heed_interrupts}
         with subprocess.Popen(command, **options) as process:
             try:
                 yield
