@@ -16,7 +16,7 @@ import yaml
 
 from infra import local_s3
 from infra.services import prefect_server
-from tests.flows.test_deployments import PROJECT, SMALLEST, heed_interrupts, command
+from tests.flows.test_deployments import PROJECT, SMALLEST, command, heed_interrupts
 from tests.tasks.rewards.service import Reply, lengths, serving
 
 pytestmark = pytest.mark.slow
