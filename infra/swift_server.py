@@ -16,11 +16,10 @@ import secrets
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from time import monotonic
 from typing import Any
-from weakref import WeakValueDictionary
+
+from infra.swift_filters import MARK, marked_only
 
 ADDRESS = "127.0.0.1"
 REGION = "us-east-1"
@@ -29,7 +28,6 @@ LOCK_FILE, STATE_FILE, KEYS_FILE = "lock", "server.json", "keys.json"
 RUNNING_ALREADY, PORT_TAKEN = 3, 4
 RING_PART_POWER = 4
 DEVICE = "disk"
-MARK = "X-Inside"
 
 COMMON = """
 [DEFAULT]
@@ -70,10 +68,10 @@ use = egg:swift#tempauth
 user_{account}_{user} = {secret} .admin
 
 [filter:cache]
-paste.filter_factory = infra.swift_server:memory_cache
+paste.filter_factory = infra.swift_filters:memory_cache
 
 [filter:one_creator]
-paste.filter_factory = infra.swift_server:one_creator
+paste.filter_factory = infra.swift_filters:one_creator
 """
 PLAIN_FILTERS = [
     "catch_errors",
@@ -87,8 +85,6 @@ PLAIN_FILTERS = [
     "versioned_writes",
     "symlink",
 ]
-
-App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def main() -> None:
@@ -148,19 +144,6 @@ def _mark_requests_between_servers() -> str:
     return mark
 
 
-def _marked_only(app: App, mark: str) -> App:
-    """Swift's backends ask for no keys: without the mark another user of this machine could read and write all."""
-
-    def serve_request(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        given = environment.get(f"HTTP_{MARK.upper().replace('-', '_')}", "")
-        if secrets.compare_digest(given.encode(), mark.encode()):
-            return app(environment, start_response)
-        start_response("403 Forbidden", [("Content-Length", "0")])
-        return []
-
-    return serve_request
-
-
 def _serve_one(config: Path, listener: socket.socket, mark: str | None) -> None:
     from eventlet import wsgi
     from swift.common.http_protocol import SwiftHttpProtocol
@@ -170,7 +153,7 @@ def _serve_one(config: Path, listener: socket.socket, mark: str | None) -> None:
     app = loadapp(str(config), allow_modify_pipeline=False)
     wsgi.server(
         listener,
-        app if mark is None else _marked_only(app, mark),
+        app if mark is None else marked_only(app, mark),
         NullLogger(),
         protocol=SwiftHttpProtocol,
         socket_timeout=60,
@@ -185,59 +168,6 @@ def load_keys(folder: Path) -> dict[str, str]:
         keys = {"access_key": "local:pipeline", "secret_key": secrets.token_hex(20), "salt": secrets.token_hex(16)}
         _write_private(path, json.dumps(keys))
     return json.loads(path.read_text())
-
-
-class MemoryCache:
-    """What Swift needs of memcached, in this process: it saves asking for the account and the bucket each time."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, tuple[float, str]] = {}
-
-    def get(self, key: str, **_: Any) -> Any:
-        """The value under `key`, or None if there is none or it has expired."""
-        expires, value = self._values.get(key, (0.0, "null"))
-        return json.loads(value) if expires > monotonic() else None
-
-    def set(self, key: str, value: Any, time: float = 0, **_: Any) -> None:
-        """Keep `value` for `time` seconds."""
-        self._values[key] = (monotonic() + time, json.dumps(value))
-
-    def delete(self, key: str, **_: Any) -> None:
-        """Forget `key`."""
-        self._values.pop(key, None)
-
-
-def memory_cache(global_config: dict[str, str], **_: str) -> Callable[[App], App]:
-    """A filter that gives Swift a MemoryCache."""
-    cache = MemoryCache()
-
-    def wrap(app: App) -> App:
-        def serve_request(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            environment["swift.cache"] = cache
-            return app(environment, start_response)
-
-        return serve_request
-
-    return wrap
-
-
-def one_creator(global_config: dict[str, str], **_: str) -> Callable[[App], App]:
-    """A filter that lets conditional writes of one path in one by one: Swift alone lets several racers win."""
-    from eventlet.semaphore import Semaphore
-
-    def wrap(app: App) -> App:
-        gates: WeakValueDictionary[str, Any] = WeakValueDictionary()
-
-        def serve_request(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            if "HTTP_IF_NONE_MATCH" not in environment or environment["REQUEST_METHOD"] != "PUT":
-                return app(environment, start_response)
-            gate = gates.setdefault(environment["PATH_INFO"], Semaphore())
-            with gate:
-                return list(app(environment, start_response))
-
-        return serve_request
-
-    return wrap
 
 
 def _listen(folder: Path, port: int) -> socket.socket:

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from tasks.config import ProofConfig
 from tasks.data import encode_prompt, prompt_text, read_split
+from tasks.errors import InputError
 from tasks.shards import same_bits
 from tasks.templates import Text
 
@@ -26,7 +27,7 @@ NUM_GREEDY = 4
 GREEDY_LENGTH = 16
 
 
-class ModelsDiffer(RuntimeError):
+class ModelsDiffer(InputError):
     """Two models that must say the same do not; carries the figures, and nothing was kept."""
 
 

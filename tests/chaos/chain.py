@@ -18,27 +18,17 @@ from tasks.artifacts import Artifact, import_external
 from tasks.config import Config
 from tasks.errors import InputError
 from tasks.runner import PROJECT, Stage, StageFailed, Watch, run_stage
+from tests.smallest import SMALLEST
 
 ENTRY = "demo"
-SIZES = {
-    "prepare_data.sft.arguments": {"seed": 0, "num_records": 120},
-    "prepare_data.preferences.arguments": {"seed": 0, "num_records": 120},
-    "prepare_data.prompts.arguments": {"seed": 0, "num_records": 120},
-    "sft.from_scratch.hidden_size": 16,
-    "sft.from_scratch.num_layers": 1,
-    "sft.from_scratch.num_heads": 2,
+SIZES = SMALLEST | {
     "sft.max_steps": 24,
     "sft.save_steps": 4,
     "reward_model.max_steps": 12,
     "reward_model.per_device_batch_size": 8,
     "reward_model.save_steps": 3,
     "ppo.total_episodes": 80,
-    "ppo.batch_size": 8,
     "ppo.checkpoint_every": 2,
-    "ppo.num_eval_prompts": 4,
-    "ppo.sampling.response_length": 8,
-    "evaluate.num_prompts": 4,
-    "evaluate.sampling.response_length": 8,
 }
 
 

@@ -18,29 +18,13 @@ import yaml
 from infra import local_s3
 from infra.services import prefect_server
 from tasks.artifacts import store_at
+from tests.smallest import SMALLEST
 
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "merge_lora", "evaluate", "export"]
 RELEASE = ["gate", "champion"]
-SMALLEST = {
-    "prepare_data.sft.arguments": {"seed": 0, "num_records": 120},
-    "prepare_data.preferences.arguments": {"seed": 0, "num_records": 120},
-    "prepare_data.prompts.arguments": {"seed": 0, "num_records": 120},
-    "sft.from_scratch.hidden_size": 16,
-    "sft.from_scratch.num_layers": 1,
-    "sft.from_scratch.num_heads": 2,
-    "sft.max_steps": 3,
-    "reward_model.max_steps": 2,
-    "ppo.total_episodes": 16,
-    "ppo.batch_size": 8,
-    "ppo.num_eval_prompts": 4,
-    "ppo.sampling.response_length": 8,
-    "evaluate.num_prompts": 4,
-    "evaluate.sampling.response_length": 8,
-    **dict.fromkeys(("gate.tax", "gate.length_change", "gate.metric_drop")),
-}
 
 
 class Api:

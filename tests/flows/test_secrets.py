@@ -16,7 +16,8 @@ import yaml
 
 from infra import local_s3
 from infra.services import prefect_server
-from tests.flows.test_deployments import PROJECT, SMALLEST, command, heed_interrupts
+from tests.flows.test_deployments import PROJECT, command, heed_interrupts
+from tests.smallest import SMALLEST
 from tests.tasks.rewards.service import Reply, lengths, serving
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,8 @@ from botocore.client import Config
 from botocore.exceptions import ClientError
 
 from infra import local_s3
-from infra.swift_server import MemoryCache, load_keys
+from infra.swift_filters import MemoryCache
+from infra.swift_server import load_keys
 from tasks.errors import InputError
 
 ROOT = Path(__file__).parents[2]

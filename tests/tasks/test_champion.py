@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -106,6 +107,15 @@ def test_a_name_that_cannot_stand_in_an_address_is_refused(name: str) -> None:
         pointer_name(name)
 
 
+def at_once(run: Callable[[str], None], names: str) -> None:
+    """Call `run` with each name in a thread of its own, to their ends."""
+    threads = [threading.Thread(target=run, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_of_many_runs_at_once_each_either_wins_or_is_told_and_no_champion_is_lost(store_uri: str) -> None:
     """Each thread is a run that tries once against the champion it saw; those that won stand in the history."""
     outcomes: dict[str, bool] = {}
@@ -120,11 +130,7 @@ def test_of_many_runs_at_once_each_either_wins_or_is_told_and_no_champion_is_los
         except ChampionChanged:
             outcomes[name] = False
 
-    threads = [threading.Thread(target=run, args=(name,)) for name in "abcdef"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(run, "abcdef")
     pointer = read_pointer(store_at(store_uri), "demo")
     assert pointer is not None
     assert sorted(outcomes.values()) == [False] * 5 + [True]
@@ -142,11 +148,7 @@ def test_runs_that_try_again_all_become_champion_one_after_the_other(store_uri: 
                 continue
             return
 
-    threads = [threading.Thread(target=run, args=(name,)) for name in "abcd"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(run, "abcd")
     pointer = read_pointer(store_at(store_uri), "demo")
     assert pointer is not None
     assert sorted([pointer.run, *(one.run for one in pointer.history)]) == [f"run-{name}" for name in "abcd"]
