@@ -248,7 +248,7 @@ def _temporary_beside(path: Path) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", dir=path.parent)
         except (FileNotFoundError, FileExistsError):
-            if path.parent.exists() and not path.parent.is_dir():
+            if path.parent.is_file():
                 raise
         else:
             os.close(descriptor)

@@ -18,6 +18,8 @@ from tasks.runner import Outcome, Stage, StageCancelled, StageFailed, Watch, Wor
 from tasks.stores import FileStore
 from tests.stub_stage import StubConfig
 
+pytestmark = pytest.mark.slow
+
 STUB = Stage("stub", "tests.stub_stage", needs={}, may_have={"before": ("text",)})
 NOT_WATCHED = Watch(on_metrics=lambda record: None, cancelled=lambda: False)
 

@@ -16,6 +16,8 @@ from tests.tasks.stores_of_runs import key as key_of
 from tests.tasks.stores_of_runs import make, names
 from tests.tasks.test_runner import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

@@ -16,6 +16,8 @@ from tasks.stores import store_at
 from tests.scripted_s3 import KEYS, answering
 from tests.tasks.able import ABLE
 
+pytestmark = pytest.mark.slow
+
 SetAccount = Callable[[Mapping[str, str]], None]
 
 

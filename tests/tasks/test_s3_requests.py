@@ -18,6 +18,8 @@ from tasks.s3_options import S3Options
 from tasks.s3_requests import Requests, pauses_within
 from tests.scripted_s3 import KEYS, answering
 
+pytestmark = pytest.mark.slow
+
 SetAccount = Callable[[Mapping[str, str]], None]
 
 

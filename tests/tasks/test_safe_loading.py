@@ -36,6 +36,8 @@ from tasks.remove_value_head.source import read_source as read_policy_source
 from tests.tasks.sft.test_train import run as run_sft
 from tests.tasks.tiny_models import make_model, make_tokenizer, write_model
 
+pytestmark = pytest.mark.slow
+
 PICKLES = ("pytorch_model.bin", "adapter_model.bin", "model.pt", "training_args.bin", "optimizer.pt", "rng_state.pth")
 CODE = "import os\nos.mkdir({marker!r})\n"
 

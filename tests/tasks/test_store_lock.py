@@ -43,7 +43,7 @@ def test_a_dead_owners_ticket_goes_after_its_time(tmp_path: Path) -> None:
     store.write("locks/thing/dead", b"{}")
     started = time.monotonic()
     with locked(store, "thing", "heir", expiry_s=0.5):
-        assert 0.4 < time.monotonic() - started < 1.0
+        assert 0.4 < time.monotonic() - started < 10.0
     assert list(store.files("locks/")) == []
 
 
@@ -58,8 +58,8 @@ def test_whoever_waits_in_vain_is_told_who_has_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_holder_that_took_too_long_is_stopped_before_it_writes(tmp_path: Path) -> None:
-    with locked(FileStore(tmp_path), "thing", "slow", expiry_s=0.1) as lease:
+    with locked(FileStore(tmp_path), "thing", "slow", expiry_s=1.0) as lease:
         lease.require()
-        time.sleep(0.06)
+        time.sleep(0.6)
         with pytest.raises(ConnectionError, match="held too long"):
             lease.require()

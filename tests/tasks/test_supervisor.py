@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 POLITE = """
 import pathlib, signal, sys, time
@@ -82,7 +84,6 @@ def test_a_grandchild_in_a_session_of_its_own_does_not_survive(tmp_path: Path) -
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.slow
 def test_the_runners_sudden_death_ends_the_command(tmp_path: Path) -> None:
     runner = subprocess.Popen(
         [sys.executable, "-c", RUNNER, str(tmp_path / "log.txt"), STUBBORN], stdout=subprocess.PIPE, text=True

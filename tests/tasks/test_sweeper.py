@@ -28,7 +28,7 @@ from tests.tasks.stores_of_runs import (
     use,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_waits")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_waits")]
 LAST_RUN_KEPT = Rules(keep_runs=1, keep_age=NOTHING_KEPT.keep_age, grace=NOTHING_KEPT.grace)
 MOST_STEPS = 200
 
@@ -117,7 +117,6 @@ def test_a_run_loses_nothing_wherever_a_sweep_stands(
     assert lost == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("record", [False, True])
 @pytest.mark.parametrize("state", ["interrupted", "absent"])
 def test_a_run_loses_nothing_of_what_it_publishes_wherever_a_sweep_stands(

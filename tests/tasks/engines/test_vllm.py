@@ -26,6 +26,8 @@ from tasks.prompts import Prompt, batch_of
 from tests.tasks.engines.stand_in import StandIn, serving
 from tests.tasks.ppo import tiny
 
+pytestmark = pytest.mark.slow
+
 TEMPERATURE = 0.7
 
 

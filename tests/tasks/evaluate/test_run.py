@@ -18,6 +18,8 @@ from tasks.modeling import load_causal_lm
 from tasks.tracking import read_metrics
 from tests.tasks.evaluate import tiny_chain
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.tasks.evaluate.tiny_chain"
 JSON_FILES = ("report", "evaluation", "samples")
 SIDES = ("before", "after")

@@ -15,6 +15,8 @@ from tasks.model_files import kind_of
 from tasks.modeling import load_causal_lm, save_model
 from tests.tasks.tiny_models import make_model, make_tokenizer, write_model
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[3, 5, 7, 9]])
 
 

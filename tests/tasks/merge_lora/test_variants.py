@@ -23,6 +23,8 @@ from tasks.merge_lora.config import MergeLoraConfig
 from tasks.merge_lora.run import main
 from tests.tasks.tiny_models import HIDDEN, make_model, make_tokenizer
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[3, 5, 7, 9]])
 ATTENTION = {"target_modules": ["q_proj", "v_proj"]}
 VARIANTS = {

@@ -21,6 +21,8 @@ from tasks.ppo.config import PPOConfig
 from tasks.tracking import read_metrics
 from tests.tasks.ppo.test_train import FAVOURITE, differ, launch, options, trained
 
+pytestmark = pytest.mark.slow
+
 DIFFERENT = "tests.tasks.ppo.tiny:count_different"
 GUARD: dict[str, Any] = {"window": 1, "max_kl": None, "max_kl_jump": None}
 Iterate = Callable[..., tuple[dict[str, float], Any]]
@@ -264,7 +266,6 @@ def test_weights_that_overflow_are_noticed_before_they_answer(world, tmp_path) -
         trained(world, tmp_path, config)
 
 
-@pytest.mark.slow
 def test_a_reward_that_invites_hacking_is_caught_by_the_second_signal(world, tmp_path) -> None:
     hackable, wanted = ({"type": "function", "function": name} for name in (FAVOURITE, DIFFERENT))
     changes = {
@@ -287,7 +288,6 @@ def test_a_reward_that_invites_hacking_is_caught_by_the_second_signal(world, tmp
     assert kept["eval_score"] > start["eval_score"] + 1  # what can be had without losing it
 
 
-@pytest.mark.slow
 def test_two_processes_go_back_together_when_one_of_them_has_a_score_that_is_not_finite(world, tmp_path) -> None:
     broken = {"type": "function", "function": "tests.tasks.ppo.tiny:not_a_number_in_one_process"}
     guard = GUARD | {"max_rewinds": 2}

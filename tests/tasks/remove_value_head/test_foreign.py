@@ -20,6 +20,8 @@ from tasks.remove_value_head.config import RemoveValueHeadConfig
 from tasks.remove_value_head.run import main
 from tests.tasks.tiny_models import HIDDEN, make_model, make_tokenizer, write_model
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[3, 5, 7, 9]])
 V_HEAD = {"v_head.summary.weight": torch.ones(1, HIDDEN), "v_head.summary.bias": torch.zeros(1)}
 META = {"format": "pt"}

@@ -18,6 +18,8 @@ from tasks.remove_value_head.config import RemoveValueHeadConfig
 from tasks.remove_value_head.run import main
 from tests.tasks.tiny_models import HIDDEN, make_model, make_tokenizer, write_model, write_split
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[3, 5, 7, 9]])
 HEAD = {"head.weight": torch.ones(1, HIDDEN), "head.offset": torch.zeros(())}
 

@@ -20,6 +20,8 @@ from tasks.templates import ConversationTemplate
 from tasks.tracking import read_metrics
 from tests.tasks.tiny_models import EOS_ID, UNK_ID, make_model, make_tokenizer, write_model, write_split
 
+pytestmark = pytest.mark.slow
+
 RECORDS = [
     {"prompt": "a b", "completion": " c"},
     {"prompt": "good", "completion": " film d e"},
@@ -74,7 +76,6 @@ def test_a_template_makes_conversations_of_plain_records():
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == [" film", " a", " b", " c", "<eos>"]
 
 
-@pytest.mark.slow
 def test_training_uses_the_template_and_saves_it_with_the_tokenizer(tmp_path):
     plain, conversing = run(tmp_path, "plain"), run(tmp_path, "conversing", conversation_template=TEMPLATE)
     assert load_tokenizer(plain).chat_template is None
@@ -148,7 +149,6 @@ def test_full_fine_tuning_saves_a_model_whose_held_out_loss_is_the_reported_one(
     assert {"train_loss", "eval_loss", "learning_rate", "grad_norm"} <= names
 
 
-@pytest.mark.slow
 def test_lora_saves_an_adapter_and_leaves_the_base_alone(tmp_path):
     output = run(tmp_path, lora={"r": 2})
     assert kind_of(output) == "adapter"
@@ -157,14 +157,12 @@ def test_lora_saves_an_adapter_and_leaves_the_base_alone(tmp_path):
     assert report["num_trained_parameters"] == 2 * 2 * (4 * 32 + 3 * 40)
 
 
-@pytest.mark.slow
 def test_a_model_from_scratch_gets_a_tokenizer_of_its_corpus(tmp_path):
     output = run(tmp_path, with_model=False, from_scratch={**SCRATCH, "tokenizer": "word"})
     assert kind_of(output) == "model"
     assert json.loads((output / "report.json").read_text())["vocab_size"] < 40
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("average_from", [None, 0.25])
 def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, average_from):
     options = {"max_steps": 4, "save_steps": 2, "average_from": average_from}
@@ -188,7 +186,6 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, average
     assert [record["step"] for record in read_metrics(resumed)] == sorted(r["step"] for r in read_metrics(resumed))
 
 
-@pytest.mark.slow
 def test_smaller_batches_do_the_same_mathematics(tmp_path):
     config = SFTConfig(**QUICK)
     less = config.with_less_memory("cpu").model_dump(include={"per_device_batch_size", "gradient_accumulation_steps"})
@@ -199,7 +196,6 @@ def test_smaller_batches_do_the_same_mathematics(tmp_path):
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=2e-3)  # 0.03 from the start: Adam's sign
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("average_from", [None, 0.25])
 def test_sigterm_ends_after_the_step_with_a_checkpoint_and_status_143(tmp_path, monkeypatch, average_from):
     options = {"max_steps": 4, "save_steps": 100, "average_from": average_from}
