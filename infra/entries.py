@@ -4,6 +4,7 @@ The file is Prefect's own deployment format. `prefect deploy` skips a malformed 
 a word; here both are refused.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from tasks.errors import InputError
 from tasks.program import explain
 
 OURS = "alignment"
+BLOCK = "prefect.blocks."
 
 
 class WorkPool(Config):
@@ -25,6 +27,16 @@ class WorkPool(Config):
     name: str
     work_queue_name: str | None = None
     job_variables: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("job_variables")
+    @classmethod
+    def _names_no_block(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        if BLOCK in json.dumps(variables):
+            raise ValueError(
+                f"must not name a block ({BLOCK}...): `prefect deploy` would write its value into the deployment, "
+                "for everybody to read. Name it in the work pool's template (docs/operations.md, Secrets)."
+            )
+        return variables
 
 
 class Schedule(Config):

@@ -21,6 +21,7 @@ MODES: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "lora, value head": {**LORA, "value_model": "head"},
     "lora, upper 2 of 4 layers": {**LORA, "trainable_layers": 2},
+    "lora, upper 2 of 4 layers, 1,920 episodes": {**LORA, "trainable_layers": 2, "total_episodes": 1920},
     "lora, upper 1 of 4 layers": {**LORA, "trainable_layers": 1},
 }
 

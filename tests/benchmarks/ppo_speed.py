@@ -19,6 +19,7 @@ from typing import Any
 
 from infra.provenance import provenance
 from tests.benchmarks import speed_report
+from tests.benchmarks.operations import matrix_rate
 from tests.benchmarks.trl_environment import trl_python
 from tests.benchmarks.variants import (
     TRL_DEFAULTS,
@@ -50,6 +51,7 @@ def main() -> None:
             for setting in settings(arguments):
                 result = {"workload": name, "batch_size": WORKLOADS[name].batch_size, "setting": asdict(setting)}
                 result |= {"sweep": sweep, "best": best, "runs": {variant.name: [] for variant in variants}}
+                result["matrix_rate"] = matrix_rate(setting.num_threads, setting.precision)
                 measured["results"].append(result)
                 for number in range(arguments.rounds):
                     take_turns(variants, setting, inputs, arguments.iterations, result["runs"], number)

@@ -11,6 +11,8 @@ from statistics import median
 from typing import Any
 
 from tasks.markdown import table
+from tests.benchmarks.operations import operations
+from tests.benchmarks.workloads import WORKLOADS
 
 BASELINE = "TRL, best settings"
 COLUMNS = (
@@ -25,6 +27,7 @@ COLUMNS = (
     "peak MiB",
     "TRL's best / this",
     "floor / this",
+    "of the matrix rate",
 )
 Runs = Sequence[Mapping[str, Any]]
 
@@ -81,7 +84,16 @@ def _row(name: str, result: Mapping[str, Any]) -> list[str]:
         f"{median(run['peak_rss_bytes'] for run in runs) / 2**20:.0f}",
         f"{seconds(result, BASELINE) / judged:.2f}" if BASELINE in result["runs"] else "",
         f"{seconds(result, floor) / judged:.2f}" if name.startswith("ours") and floor in result["runs"] else "",
+        f"{_share_of_rate(result, name, judged):.2f}" if ", " in name and "TRL" not in name else "",
     ]
+
+
+def _share_of_rate(result: Mapping[str, Any], name: str, judged: float) -> float:
+    """The formulas' operations a second, as a share of what the machine does in large matrix products."""
+    mode = name.rpartition(", ")[2]
+    length = _over(result["runs"][name], lambda lap: lap["response_length"])
+    counted = operations(WORKLOADS[result["workload"]], mode, length)
+    return sum(counted.values()) / judged / result["matrix_rate"]
 
 
 def _phase(runs: Runs, names: Sequence[str]) -> float:
@@ -101,7 +113,8 @@ _NOTE = (
     "Every run is a process of its own; the variants take turns. Numbers are medians over all iterations of all rounds "
     "but each process's first. With one thread everything is judged by CPU seconds, with more by wall. Phases are CPU "
     "seconds; measure includes the scores. Responses are forced to their lengths by the models' weights, the same for "
-    "all. TRL's gradient_checkpointing, on by default, is off: its PPO never switches it on."
+    "all. TRL's gradient_checkpointing, on by default, is off: its PPO never switches it on. Of the matrix rate: the "
+    "operations that docs/ppo.md counts, per second, against products of 1024 x 1024 matrices with as many threads."
 )
 
 

@@ -1,6 +1,6 @@
 """How soon PPO learns: TRL 1.12.0 and ours in each mode, on the same task from the same SFT and reward model.
 
-    python -m tests.benchmarks.time_to_reward [--seeds 5] [--modes full lora] [--output time-to-reward.json]
+    python -m tests.benchmarks.time_to_reward [--seeds 5] [--modes full lora] [--lanes 1] [--output time-to-reward.json]
 
 Each trainer and mode gets the same tuning: for each of a few learning rates around the usual one of its kind, runs with
 seeds of their own; the rate whose last score less kl_coef x KL is highest in the mean is taken. Runs that were written
@@ -11,6 +11,8 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,14 +36,25 @@ def main() -> None:
     measured: dict[str, Any] = {"command": _command(), "provenance": provenance(), "kl_coef": KL_COEF, "modes": {}}
     for mode in (TRL, *arguments.modes):
         rates = RATES["full" if mode in (TRL, "full") else "lora"]
-        tuning = {rate: mean(value(course(arguments, mode, rate, seed)) for seed in TUNING_SEEDS) for rate in rates}
+        tried_courses = courses_of(arguments, mode, list(product(rates, TUNING_SEEDS)))
+        tuning = {
+            rate: mean(value(points) for (of, _), points in tried_courses.items() if of == rate) for rate in rates
+        }
         best = max(tuning, key=tuning.__getitem__)
-        courses = [course(arguments, mode, best, seed) for seed in range(arguments.seeds)]
+        courses = list(courses_of(arguments, mode, [(best, seed) for seed in range(arguments.seeds)]).values())
         tried = {str(rate): reached for rate, reached in tuning.items()}
         measured["modes"][mode] = {"tried": tried, "learning_rate": best, "courses": courses}
         arguments.output.write_text(json.dumps(measured, indent=1) + "\n")
     learning_report.plot(measured, arguments.output.with_suffix(".png"))
     print(learning_report.as_markdown(measured, arguments.output.with_suffix(".png").name))
+
+
+def courses_of(
+    arguments: argparse.Namespace, mode: str, runs: Sequence[tuple[float, int]]
+) -> dict[tuple[float, int], list[dict[str, float]]]:
+    """The points of a training with each rate and seed, so many at a time as there are lanes."""
+    with ThreadPoolExecutor(arguments.lanes) as pool:
+        return dict(zip(runs, pool.map(lambda run: course(arguments, mode, *run), runs), strict=True))
 
 
 def course(arguments: argparse.Namespace, mode: str, rate: float, seed: int) -> list[dict[str, float]]:
@@ -76,6 +89,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time how soon PPO learns, against TRL's.")
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--lanes", type=int, default=1, help="trainings at a time, each with one thread")
     parser.add_argument("--output", type=Path, default=Path(".local/time-to-reward.json"))
     parser.add_argument("--work", type=Path, default=Path(".local/time-to-reward"))
     parser.add_argument("--trl-environment", type=Path, default=Path(".local/trl-1.12"))

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent.parent
 STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "merge_lora", "evaluate", "export"]
 RELEASE = ["gate", "champion"]
+BUSY_S = 30.0
 
 
 class Api:
@@ -34,9 +37,17 @@ class Api:
         self.url = url
 
     def post(self, path: str, **body: Any) -> Any:
+        """The answer; a server that is busy (503: its database is locked) is asked again, as Prefect's client does."""
         request = Request(f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                with urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         return {one["name"]: one for one in self.post("deployments/filter")}
@@ -193,7 +204,7 @@ def test_a_schedule_fires_and_an_entry_that_leaves_the_file_is_removed(
     assert sorted(api.deployments()) == ["demo", "often"]
     [run] = wait_for(lambda: completed_runs(api, api.deployments()["often"]["id"]), timeout_s=90)[:1]
     assert run["auto_scheduled"]
-    stages = [task for task in task_runs(api, run["id"]) if task["name"].rsplit("-", 1)[0] in STAGES]
+    stages = [task for task in ended_tasks(api, run["id"]) if task["name"].rsplit("-", 1)[0] in STAGES]
     assert {task["state_name"] for task in stages} <= {"AlreadyDone"}
 
 
@@ -205,5 +216,11 @@ def all_runs(api: Api, deployment_id: str) -> list[dict[str, Any]]:
     return list(api.post("flow_runs/filter", deployments={"id": {"any_": [deployment_id]}}))
 
 
-def task_runs(api: Api, flow_run_id: str) -> list[dict[str, Any]]:
-    return list(api.post("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}}))
+def ended_tasks(api: Api, flow_run_id: str) -> list[dict[str, Any]]:
+    """The task runs of a flow run that has ended, once the server has their last states too: they come after it."""
+
+    def found() -> list[dict[str, Any]]:
+        runs = list(api.post("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}}))
+        return runs if all(run["state_type"] not in ("PENDING", "RUNNING") for run in runs) else []
+
+    return list(wait_for(found, timeout_s=30))

@@ -16,7 +16,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from infra.services import free_port, prefect_server
-from tests.flows.test_deployments import PROJECT, Api, command, heed_interrupts, task_runs, wait_for
+from tests.flows.test_deployments import PROJECT, Api, command, ended_tasks, heed_interrupts, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -189,7 +189,7 @@ def test_the_stage_ends_with_the_flows_process_and_a_retry_goes_on_from_its_chec
     assert started_at(site, "retried") == "4"
     again = site.start_run(behaviour="train", text="retried")
     site.wait_until(again, "COMPLETED")
-    assert [task["state_name"] for task in task_runs(site.api, again)] == ["AlreadyDone"]
+    assert [task["state_name"] for task in ended_tasks(site.api, again)] == ["AlreadyDone"]
 
 
 def started_at(site: Site, text: str) -> str:
@@ -205,7 +205,7 @@ def test_a_stage_goes_on_while_the_server_is_away_and_the_run_completes(site: Si
     assert not site.stage_processes()  # it came to its end meanwhile
     site.start_server()
     site.wait_until(run, "COMPLETED", timeout_s=120)
-    assert [task["state_name"] for task in task_runs(site.api, run)] == ["Completed"]
+    assert [task["state_name"] for task in ended_tasks(site.api, run)] == ["Completed"]
 
 
 def test_after_the_sudden_death_of_the_worker_the_run_goes_on_and_can_be_cancelled(site: Site) -> None:

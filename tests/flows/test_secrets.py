@@ -1,4 +1,6 @@
-"""Secrets are planted in the environment; a worker's run of the chain fails, the next succeeds; none keeps a secret."""
+"""Secrets are planted in the environment and in a Prefect block; a worker's run of the chain fails, the next succeeds;
+none keeps a secret.
+"""
 
 import base64
 import json
@@ -33,6 +35,12 @@ SECRETS = {
     "WANDB_API_KEY": "planted0wandb0key0d6a7",
     "PREFECT_API_AUTH_STRING": "admin:planted0prefect0password0e2c8",
 }
+IN_A_BLOCK = "AWS_SECRET_ACCESS_KEY"
+SAVE_BLOCK = f"""
+import os
+from prefect.blocks.system import Secret
+Secret(value=os.environ["{IN_A_BLOCK}"]).save("s3-key")
+"""
 SERVERS_OWN = {Path("s3/keys.json"), Path("s3/proxy.conf")}  # where the local S3 server keeps the keys that it checks
 
 
@@ -115,6 +123,19 @@ def worker(environment: dict[str, str], log: Path) -> Iterator[None]:
                 process.terminate()
 
 
+def put_into_block(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """Save one secret as a block that the work pool's template sets; returns the environment without it."""
+    subprocess.run([sys.executable, "-c", SAVE_BLOCK], cwd=PROJECT, env=environment, check=True, timeout=120)
+    template = json.loads(
+        command(environment, "prefect", "work-pool", "get-default-base-job-template", "--type", "process")
+    )
+    template["variables"]["properties"]["env"]["default"] = {IN_A_BLOCK: "{{ prefect.blocks.secret.s3-key }}"}
+    (folder / "template.json").write_text(json.dumps(template))
+    update = ("work-pool", "update", "alignment", "--base-job-template", str(folder / "template.json"))
+    command(environment, "prefect", *update)
+    return {variable: value for variable, value in environment.items() if variable != IN_A_BLOCK}
+
+
 def run_demo(environment: dict[str, str], url: str, log: Path) -> int:
     """Run it from the worker with the service at `url` as the judge; returns the exit status."""
     judge = {"type": "api", "url": url, "auth_variable": "JUDGE_AUTH", "max_retries": 0}
@@ -139,6 +160,7 @@ def test_no_log_manifest_command_line_artifact_or_database_holds_a_secret(
 
     with servers(tmp_path, monkeypatch) as environment, serving(answer) as service, watched() as seen:
         command(environment, "infra.deploy", "--file", str(write_entry(tmp_path / "pipelines.yaml")))
+        environment = put_into_block(environment, tmp_path)
         with worker(environment, tmp_path / "worker.log"):
             assert run_demo(environment, service.url, tmp_path / "terminal.log") == 1
             assert run_demo(environment, service.url, tmp_path / "terminal.log") == 0

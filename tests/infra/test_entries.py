@@ -53,6 +53,10 @@ def test_the_projects_own_file_holds_four_entries_and_each_is_valid() -> None:
         ({"parameters": {"pipeline": {"prepare_data": {}, "ppo": {"kl_koef": 1}}}}, "kl_koef: Extra inputs"),
         ({"concurrency_limit": {"limit": 0}}, "concurrency_limit.limit"),
         ({"work_pool": {"name": "alignment", "job_varibles": {}}}, "job_varibles"),
+        (
+            {"work_pool": {"name": "a", "job_variables": {"env": {"KEY": "{{ prefect.blocks.secret.key }}"}}}},
+            r"work_pool.job_variables: .*must not name a block",
+        ),
     ],
 )
 def test_a_wrong_entry_is_refused_naming_the_field(tmp_path: Path, change: dict[str, Any], message: str) -> None:
