@@ -57,8 +57,11 @@ class PrefectServer:
 
 
 @contextlib.contextmanager
-def prefect_server(folder: Path, port: int | None = None) -> Iterator[PrefectServer]:
-    """Start `prefect server` on 127.0.0.1 and yield at once; it ends with the block, or with this process."""
+def prefect_server(folder: Path, port: int | None = None, home: Path | None = None) -> Iterator[PrefectServer]:
+    """Start `prefect server` on 127.0.0.1 and yield at once; it ends with the block, or with this process.
+
+    Its database lies in `home`; none: in $PREFECT_HOME, else where Prefect keeps it.
+    """
     port = port or free_port(DEFAULT_PORT)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "prefect-server.log"
@@ -66,6 +69,7 @@ def prefect_server(folder: Path, port: int | None = None) -> Iterator[PrefectSer
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        **({} if home is None else {"PREFECT_HOME": str(home)}),
     }
     server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(

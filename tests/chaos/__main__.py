@@ -3,6 +3,9 @@
 python -m tests.chaos --seed 1 --output chaos.json
 python -m tests.chaos --seed 7 --part kills --kills 24
 python -m tests.chaos.report chaos.json > docs/results/chaos.md
+
+Each chain's result of the kills is kept in chaos.kills.jsonl as it ends: the same command, after an interruption, goes
+on with the chains that are missing.
 """
 
 import argparse
@@ -15,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infra.provenance import provenance
+from tests.chaos.launches import LAUNCHES
+from tests.chaos.matrix import MIXED
 from tests.chaos.parts import PARTS, Sizes, run_part
 
 
@@ -23,7 +28,15 @@ def main() -> int:
     arguments = _parse()
     started = time.monotonic()
     sizes = Sizes(
-        arguments.seed, arguments.kills, arguments.faults, arguments.lanes, None, arguments.folder, _clock(started)
+        arguments.seed,
+        arguments.kills,
+        arguments.faults,
+        arguments.folder,
+        _clock(started),
+        num_lanes=arguments.lanes,
+        kills_per_chain=arguments.kills_per_chain,
+        launches=[LAUNCHES[name] for name in arguments.launch or ()] or MIXED,
+        kept=arguments.output.with_suffix(".kills.jsonl"),
     )
     command = "python -m tests.chaos " + shlex.join(sys.argv[1:])
     measured = {"command": command, "provenance": provenance(), "seed": arguments.seed, "parts": []}
@@ -45,6 +58,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--part", action="append", choices=list(PARTS), help="repeatable; default: all")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--faults", type=int, default=10_000, help="faulted requests, over both servers and TLS")
+    parser.add_argument("--kills-per-chain", type=int, default=12)
+    parser.add_argument("--launch", action="append", choices=list(LAUNCHES), help="repeatable; default: a mixture")
     parser.add_argument("--lanes", type=int, default=2, help="chains at a time in the kill matrix")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="needs 25 GB for `large`")
     parser.add_argument("--output", type=Path, default=Path("chaos.json"))

@@ -1,39 +1,33 @@
 """The parts of the proof, each as one function of the sizes that its short or long form has."""
 
-import random
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.services import prefect_server
-from tests.chaos import concurrency, disk, kills, large, machines, transfers
-from tests.chaos.launches import LAUNCHES, RunnerAlone
+from tests.chaos import concurrency, disk, large, machines, transfers
+from tests.chaos.launches import RunnerAlone
+from tests.chaos.matrix import MIXED, Matrix, figures_of, run_matrix
 from tests.chaos.restarts import RestartableS3
-from tests.chaos.servers import SERVERS, account, variables_set
-
-KILLS_PER_CHAIN = 12
-WITH_PREFECT_EVERY = 5
-TWO_PROCESSES_EVERY = 3
+from tests.chaos.servers import SERVERS, account
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done; `num_lanes` chains at a time, up to the stage `until` (None: all)."""
+    """How much is done; chains started as `launches` in turn, `num_lanes` at a time, up to `until` (None: all)."""
 
     seed: int
     num_kills: int
     num_faulted: int
-    num_lanes: int
-    until: str | None
     folder: Path
     say: Callable[[str], None]
+    num_lanes: int = 2
+    kills_per_chain: int = 12
+    launches: Sequence[type[RunnerAlone]] = MIXED
+    until: str | None = None
+    kept: Path | None = None
 
 
 @dataclass
@@ -62,40 +56,14 @@ def run_part(name: str, sizes: Sizes) -> Result:
 
 def kill_chains(sizes: Sizes, folder: Path, result: Result) -> None:
     """Chains in parallel lanes, each through its share of the kills, on one S3 server that is killed too."""
-    num_chains = -(-sizes.num_kills // KILLS_PER_CHAIN)
-    with RestartableS3(folder / "s3") as server, account(server.environment), _prefect(folder, sizes.until is None):
-        undisturbed = {
-            number: kills.run_undisturbed(
-                RunnerAlone(folder / f"undisturbed-{number}", f"s3://chaos/undisturbed-{number}", number, sizes.until)
-            )
-            for number in {_plan(chain, sizes)[1] for chain in range(num_chains)}
-        }
-        sizes.say(f"undisturbed: {undisturbed}")
-        one_with_prefect = threading.Lock()
-
-        def run_chain(chain: int) -> kills.ChainResult:
-            kind, num_processes = _plan(chain, sizes)
-            seed = f"{sizes.seed}-{chain}"
-            with one_with_prefect if kind is not RunnerAlone else threading.Lock():
-                launch = kind(folder / f"chain-{chain}", f"s3://chaos/chain-{chain}", num_processes, sizes.until)
-                normal = undisturbed[num_processes]
-                num_kills = min(KILLS_PER_CHAIN, sizes.num_kills - chain * KILLS_PER_CHAIN)
-                points = kills.draw_points(random.Random(seed), normal, launch, num_kills)
-                return kills.run_disturbed(launch, points, normal, server, seed, sizes.say)
-
-        with ThreadPoolExecutor(sizes.num_lanes) as pool:
-            chains = list(pool.map(run_chain, range(num_chains)))
+    matrix = Matrix(
+        sizes.seed, sizes.num_kills, sizes.kills_per_chain, sizes.num_lanes, sizes.launches, sizes.until,
+        sizes.kept, sizes.say,
+    )  # fmt: skip
+    with RestartableS3(folder / "s3") as server, account(server.environment):
+        undisturbed, chains = run_matrix(matrix, folder, server)
     result.violations = [f"chain {one.seed}: {violation}" for one in chains for violation in one.violations]
-    hits = Counter((kill.target, kill.signal) for one in chains for kill in one.kills)
-    stages = Counter(kill.stage or "between stages" for one in chains for kill in one.kills)
-    result.figures = {
-        "kills": sum(hits.values()),
-        "targets": [[*hit, count] for hit, count in sorted(hits.items())],
-        "stages": dict(stages),
-        "slowest_end_s": max((kill.seconds or 0.0 for one in chains for kill in one.kills), default=0.0),
-        "undisturbed_s": {number: sum(one.seconds.values()) for number, one in undisturbed.items()},
-        "chains": [one.as_json() for one in chains],
-    }
+    result.figures = figures_of(undisturbed, chains)
 
 
 def meet_each_fault(sizes: Sizes, folder: Path, result: Result) -> None:
@@ -161,24 +129,3 @@ def _servers(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
         (folder / name).mkdir()
         with start(folder / name) as variables:
             yield name, variables
-
-
-def _plan(chain: int, sizes: Sizes) -> tuple[type[RunnerAlone], int]:
-    """How a chain is started, and with how many processes it trains; with Prefect only where all stages run."""
-    num_processes = 2 if chain % TWO_PROCESSES_EVERY == TWO_PROCESSES_EVERY - 1 else 1
-    if sizes.until is not None or chain % WITH_PREFECT_EVERY < WITH_PREFECT_EVERY - 2:
-        return RunnerAlone, num_processes
-    kinds = [kind for kind in LAUNCHES.values() if kind is not RunnerAlone]
-    return kinds[chain % WITH_PREFECT_EVERY % len(kinds)], num_processes
-
-
-@contextmanager
-def _prefect(folder: Path, wanted: bool) -> Iterator[None]:
-    """A Prefect server of our own for the length of the `with`, where one is needed."""
-    if not wanted:
-        yield
-        return
-    with variables_set({"PREFECT_HOME": str(folder / "prefect")}), prefect_server(folder) as server:
-        server.wait_until_ready()
-        with variables_set({"PREFECT_API_URL": server.api_url}):
-            yield

@@ -65,7 +65,8 @@ def _details(part: Mapping[str, Any]) -> list[str]:
     if part["part"] == "kills":
         targets = [[target, number, str(count)] for target, number, count in part["figures"]["targets"]]
         details = ["## Kills", table(["target", "signal", "kills"], targets)]
-        details.append(table(["stage", "kills"], [[name, str(n)] for name, n in part["figures"]["stages"].items()]))
+        for name, counts in (("stage", part["figures"]["stages"]), ("started as", part["figures"]["launches"])):
+            details.append(table([name, "kills"], [[hit, str(count)] for hit, count in counts.items()]))
     if part["part"] == "faults":
         details = ["## Faults", _faults(part["figures"]["transfers"])]
     return [*details, *(f"- violated: {violation}" for violation in part["violations"])]

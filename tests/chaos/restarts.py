@@ -4,12 +4,15 @@ import os
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from infra import local_s3
+from tasks.errors import InputError
 
 AWAY_S = 1.0
+ENDS_WITHIN_S = 30.0
+NUM_STARTS = 20
 
 
 class RestartableS3:
@@ -25,10 +28,21 @@ class RestartableS3:
     def kill_and_restart(self, number: signal.Signals) -> None:
         """Send it the signal, and start another a second later."""
         with self._lock:
-            os.kill(self._server.pid, number)
+            pid = self._server.pid
+            at_last = threading.Timer(ENDS_WITHIN_S, os.kill, (pid, signal.SIGKILL))
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+            at_last.start()
             self._block.close()
-            time.sleep(AWAY_S)
-            self._server = self._block.enter_context(local_s3.start(self._folder, self._server.port))
+            at_last.cancel()
+            for num_left in reversed(range(NUM_STARTS)):
+                time.sleep(AWAY_S)
+                try:
+                    self._server = self._block.enter_context(local_s3.start(self._folder, self._server.port))
+                    return
+                except InputError:  # a connection of somebody else may have got the port for a moment
+                    if not num_left:
+                        raise
 
     def __enter__(self) -> "RestartableS3":
         return self

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import disk, machines
+from tests.chaos.launches import RunnerAlone
 from tests.chaos.parts import Sizes, run_part
 
 pytestmark = pytest.mark.slow
@@ -12,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def sizes(tmp_path: Path) -> Sizes:
-    return Sizes(1, num_kills=6, num_faulted=240, num_lanes=2, until="sft", folder=tmp_path, say=print)
+    alone = (RunnerAlone,)
+    return Sizes(1, 4, 240, folder=tmp_path, say=print, kills_per_chain=6, launches=alone, until="sft")
 
 
 def test_a_chain_survives_kills(sizes: Sizes) -> None:

@@ -10,6 +10,7 @@ KILLS = PART | {
         "kills": 3,
         "targets": [["rank", "SIGKILL", 2], ["s3 server", "SIGTERM", 1]],
         "stages": {"sft": 3},
+        "launches": {"flow": 3},
         "slowest_end_s": 1.26,
         "chains": [{}],
     },
@@ -35,6 +36,7 @@ def test_the_page_holds_the_seed_the_counts_and_the_violations() -> None:
     assert "3 kills over 1 chains; the last process ended 1.3 s after its kill" in page
     assert "11 of 50 requests met a fault" in page
     assert "| rank | SIGKILL | 2 |" in page
+    assert "| flow | 3 |" in page
     assert "not done: mounting a small tmpfs needs root" in page
     assert "- violated: chain 1-0: the last weights are others" in page
     [heads] = [line for line in page.splitlines() if line.startswith("| fault ")]
