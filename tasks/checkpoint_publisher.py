@@ -21,7 +21,7 @@ from tasks.stored_checkpoints import (
     snapshot,
     stored_steps,
 )
-from tasks.stores import Content, Store, Stored, Unfinished, Upload
+from tasks.stores import Content, Sink, Store, Stored, Unfinished, Upload
 
 POLL_S = 1.0
 PAUSE_AFTER_FAILURE_S = 30.0
@@ -128,6 +128,9 @@ class _Abandonable:
 
     def read_range(self, name: str, start: int, length: int) -> bytes | None:
         return self._asked().read_range(name, start, length)
+
+    def copy_range(self, name: str, start: int, length: int, sink: Sink) -> bool:
+        return self._asked().copy_range(name, start, length, sink)
 
     def create(self, name: str, data: bytes) -> None:
         self._asked().create(name, data)

@@ -4,7 +4,6 @@ Credentials, region and endpoint come from the usual AWS variables and files, th
 Nothing relies on more than the server was found to do (tasks/s3_abilities.py).
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,21 +11,25 @@ from functools import partial
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import ValidationError
 
 from tasks.errors import InputError
 from tasks.manifest import NUM_THREADS, FileEntry
-from tasks.s3_abilities import Abilities, probe
+from tasks.s3_abilities import Abilities, find_anew, kept
 from tasks.s3_options import options_from
 from tasks.s3_requests import DEFAULT_REGION, LOCAL_SERVER, Requests, code_of, status_of
 from tasks.s3_uploads import PartsUpload, WholeUpload, elect
-from tasks.stores import ChangedContent, Content, Stored, Unfinished, Upload, UploadVanished
+from tasks.stores import ChangedContent, Content, Sink, Stored, Unfinished, Upload, UploadVanished
 
 OPENING_PATIENCE_S = 15.0
+PIECE_BYTES = 2**18  # what comes is hashed and written while it stays in a core's cache
 MAKES_AN_OBJECT = ("put_object", "create_multipart_upload")
 
 _found: dict[tuple[str, str], Abilities] = {}
 _finding = threading.Lock()
+
+
+def _whole(body: Any) -> bytes:
+    return bytes(body.read())
 
 
 class S3Store:
@@ -50,7 +53,7 @@ class S3Store:
         here = (self.endpoint, self._bucket["Bucket"])
         with _finding:
             if anew or here not in _found:
-                _found[here] = (None if anew else self._kept_abilities()) or self._new_abilities()
+                _found[here] = (None if anew else kept(self)) or find_anew(self)
             return _found[here]
 
     def read(self, name: str) -> bytes | None:
@@ -58,6 +61,16 @@ class S3Store:
 
     def read_range(self, name: str, start: int, length: int) -> bytes | None:
         return self._get(name, Range=f"bytes={start}-{start + length - 1}") if length else b""
+
+    def copy_range(self, name: str, start: int, length: int, sink: Sink) -> bool:
+        def receive(body: Any) -> bytes:
+            sink.begin()
+            while piece := body.read(PIECE_BYTES):
+                sink.take(piece)
+            return b""
+
+        sink.begin()
+        return not length or self._get(name, receive, Range=f"bytes={start}-{start + length - 1}") is not None
 
     def create(self, name: str, data: bytes) -> None:
         if not self.abilities().conditional_create:
@@ -204,12 +217,12 @@ class S3Store:
                 return
             arguments = arguments | {taken: page[given] for given, taken in markers.items()}
 
-    def _get(self, name: str, **span: str) -> bytes | None:
+    def _get(self, name: str, receive: Callable[[Any], bytes] = _whole, **span: str) -> bytes | None:
         key = self._prefix + name
 
         def get(client: Any) -> bytes:
             try:
-                return bytes(client.get_object(**self._bucket, Key=key, **span)["Body"].read())
+                return receive(client.get_object(**self._bucket, Key=key, **span)["Body"])
             except ClientError as error:
                 if code_of(error) != "InvalidRange":
                     raise
@@ -271,22 +284,6 @@ class S3Store:
                 client.create_bucket(Bucket=self._bucket["Bucket"], **place)
             except client.exceptions.BucketAlreadyOwnedByYou:
                 return
-
-    def _kept_abilities(self) -> Abilities | None:
-        """What an earlier process has found and kept in the store; None if nothing of this version is there."""
-        kept = self.read(self._abilities_name())
-        try:
-            return None if kept is None else Abilities.model_validate_json(kept)
-        except ValidationError:
-            return None
-
-    def _new_abilities(self) -> Abilities:
-        found = probe(self)
-        self.call("put_object", self._abilities_name(), Body=found.model_dump_json(indent=1).encode())
-        return found
-
-    def _abilities_name(self) -> str:
-        return f"server-{hashlib.sha256(self.endpoint.encode()).hexdigest()[:8]}.json"
 
 
 def _listing(operation: str, arguments: dict[str, Any], client: Any) -> dict[str, Any]:

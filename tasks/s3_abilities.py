@@ -1,12 +1,14 @@
 """What an S3 server can do, found by trying: servers differ, and some ignore what they do not know."""
 
 import contextlib
+import hashlib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from botocore.exceptions import ClientError
+from pydantic import ValidationError
 
 from tasks.config import Config
 from tasks.manifest import NUM_THREADS
@@ -69,6 +71,22 @@ class Abilities(Config):
         ]
 
 
+def kept(store: "S3Store") -> Abilities | None:
+    """What an earlier process has found and kept in the store; None if nothing of this version is there."""
+    found = store.read(_name(store))
+    try:
+        return None if found is None else Abilities.model_validate_json(found)
+    except ValidationError:
+        return None
+
+
+def find_anew(store: "S3Store") -> Abilities:
+    """What is found now, and from now on kept in the store."""
+    found = probe(store)
+    store.call("put_object", _name(store), Body=found.model_dump_json(indent=1).encode())
+    return found
+
+
 def probe(store: "S3Store") -> Abilities:
     """Tries it out on objects of names that nobody else uses, which are deleted at the end."""
     folder = f"probe/{uuid.uuid4().hex}"
@@ -85,6 +103,10 @@ def probe(store: "S3Store") -> Abilities:
     )
     store.delete(names)
     return abilities
+
+
+def _name(store: "S3Store") -> str:
+    return f"server-{hashlib.sha256(store.endpoint.encode()).hexdigest()[:8]}.json"
 
 
 def _creates_once(store: "S3Store", name: str) -> bool:

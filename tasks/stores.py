@@ -62,6 +62,16 @@ class Content(bytearray):
         return hashlib.sha256(self).hexdigest() == self.sha256
 
 
+class Sink(Protocol):
+    """Where the bytes of a range go as they come."""
+
+    def begin(self) -> None:
+        """The first byte comes next, or comes again because the store was asked anew."""
+
+    def take(self, piece: bytes) -> None:
+        """The next bytes."""
+
+
 class Upload(Protocol):
     """One file on its way into a store; both operations may raise UploadVanished."""
 
@@ -85,6 +95,9 @@ class Store(Protocol):
 
     def read_range(self, name: str, start: int, length: int) -> bytes | None:
         """`length` bytes from `start`, or None where there is no such file."""
+
+    def copy_range(self, name: str, start: int, length: int, sink: Sink) -> bool:
+        """As `read_range`, but piece by piece into the sink; False where there is no such file."""
 
     def create(self, name: str, data: bytes) -> None:
         """Write a small file unless there is one; of several who try at once all but one write nothing."""
@@ -134,7 +147,7 @@ def store_at(uri: str) -> Store:
     raise InputError(f"The store {uri!r} is not an address. Give s3://bucket/prefix or file:///folder.")
 
 
-def write_whole(descriptor: int, data: bytes | bytearray, start: int) -> None:
+def write_whole(descriptor: int, data: bytes | bytearray | memoryview, start: int) -> None:
     """Put all of `data` at byte `start` of an open file.
 
     A single write to a disk that is nearly full takes a part and raises nothing.
@@ -177,6 +190,12 @@ class FileStore:
         with contextlib.suppress(*NO_FILE), (self._root / name).open("rb") as file:
             return os.pread(file.fileno(), length, start)
         return None
+
+    def copy_range(self, name: str, start: int, length: int, sink: Sink) -> bool:
+        data = self.read_range(name, start, length)
+        sink.begin()
+        sink.take(data or b"")
+        return data is not None
 
     def create(self, name: str, data: bytes) -> None:
         upload = _FileUpload(self._root / name)

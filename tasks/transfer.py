@@ -5,10 +5,11 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tasks.errors import InputError
@@ -19,6 +20,7 @@ from tasks.stores import ChangedContent, Content, Store, Upload, UploadVanished,
 IN_FLIGHT_BYTES = 64 * 2**20
 NUM_BEGINNINGS = 5
 NUM_READINGS = 5
+NUM_SYNCERS = 4
 PARTIAL = ".partial"  # after the name of a folder that is being downloaded
 
 logger = logging.getLogger(__name__)
@@ -53,13 +55,39 @@ class Chunk:
         return data
 
     def write(self, folder: Path, data: bytes) -> None:
-        """Put `data` at this chunk's place, and on the disk."""
+        """Put `data` at this chunk's place."""
         with (folder / self.name).open("r+b", buffering=0) as file:
             write_whole(file.fileno(), data, self.start)
+
+    def sync(self, folder: Path) -> None:
+        """Bring what stands at this chunk's place to the disk."""
+        with (folder / self.name).open("r+b", buffering=0) as file:
             os.fdatasync(file.fileno())
 
     def __str__(self) -> str:
         return f"chunk {self.index} (bytes {self.start} to {self.start + self.length})"
+
+
+class _Arrival:
+    """A chunk that is hashed and written to its place in an open file while it comes."""
+
+    def __init__(self, chunk: Chunk, descriptor: int) -> None:
+        self._chunk = chunk
+        self._descriptor = descriptor
+        self.begin()
+
+    def begin(self) -> None:
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def take(self, piece: bytes) -> None:
+        mine = memoryview(piece)[: max(0, self._chunk.length - self._size)]
+        write_whole(self._descriptor, mine, self._chunk.start + self._size)
+        self._hash.update(piece)
+        self._size += len(piece)
+
+    @property
+    def is_the_chunk(self) -> bool:
+        return self._hash.hexdigest() == self._chunk.sha256
 
 
 def upload(store: Store, folder: Path, manifest: Manifest) -> None:
@@ -132,15 +160,16 @@ def read_verified(store: Store, manifest: Manifest, name: str) -> bytes:
 
 
 def _download(store: Store, manifest: Manifest, target: Path) -> None:
-    partial = target.with_name(target.name + PARTIAL)
-    _remove_strangers(manifest, partial)
-    begun = {name for name in manifest.files if (partial / name).exists()}
-    _lay_out(manifest.files, partial)
+    arriving = target.with_name(target.name + PARTIAL)
+    _remove_strangers(manifest, arriving)
+    begun = {name for name in manifest.files if (arriving / name).exists()}
+    _lay_out(manifest.files, arriving)
     fresh = _chunks(manifest, manifest.files.keys() - begun)
-    _receive(store, manifest, partial, [*_missing(_chunks(manifest, begun), partial), *fresh])
-    for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+    missing = [*_missing(_chunks(manifest, begun), arriving), *fresh]
+    _receive(manifest, arriving, missing, partial(_copy, store, manifest))
+    for folder in (arriving, *(path for path in arriving.rglob("*") if path.is_dir())):
         sync_folder(folder)
-    partial.rename(target)
+    arriving.rename(target)
     sync_folder(target.parent)
 
 
@@ -155,7 +184,7 @@ def _mend(store: Store, manifest: Manifest, target: Path) -> None:
         if chunk.name not in cut:
             path = target / chunk.name
             logger.warning("%s is damaged: %s does not match its SHA-256; it is fetched again.", path, chunk)
-    _receive(store, manifest, target, wrong)
+    _receive(manifest, target, wrong, partial(_replace, store, manifest))
 
 
 def _remove_strangers(manifest: Manifest, folder: Path) -> None:
@@ -167,10 +196,31 @@ def _remove_strangers(manifest: Manifest, folder: Path) -> None:
             path.unlink()
 
 
-def _receive(store: Store, manifest: Manifest, folder: Path, chunks: Iterable[Chunk]) -> None:
-    """Fetch these chunks to their places in the files under `folder`."""
-    with ThreadPoolExecutor(_num_in_flight(manifest)) as pool:
-        list(pool.map(lambda chunk: chunk.write(folder, _read_chunk(store, manifest, chunk)), chunks))
+def _receive(manifest: Manifest, folder: Path, chunks: Sequence[Chunk], fetch: Callable[[Chunk, Path], None]) -> None:
+    """Have these chunks fetched to their places in the files under `folder`, and on the disk.
+
+    The network does not wait for the disk: whoever has fetched a chunk leaves it to others to bring it there.
+    """
+    with ThreadPoolExecutor(NUM_SYNCERS) as disk, ThreadPoolExecutor(_num_in_flight(manifest)) as network:
+        fetched = zip(chunks, network.map(lambda chunk: fetch(chunk, folder), chunks), strict=True)
+        for synced in [disk.submit(chunk.sync, folder) for chunk, _ in fetched]:
+            synced.result()
+
+
+def _copy(store: Store, manifest: Manifest, chunk: Chunk, folder: Path) -> None:
+    """Fetch a chunk straight to its place in a file that nobody reads before all of it is right."""
+    with (folder / chunk.name).open("r+b", buffering=0) as file:
+        arrival = _Arrival(chunk, file.fileno())
+        for _ in range(NUM_READINGS):
+            there = store.copy_range(f"{manifest.files_folder}/{chunk.name}", chunk.start, chunk.length, arrival)
+            if there and arrival.is_the_chunk:
+                return
+    raise _damaged(store, manifest, chunk, there)
+
+
+def _replace(store: Store, manifest: Manifest, chunk: Chunk, folder: Path) -> None:
+    """Put a chunk, once it is known to be right, to its place in a file that others may read."""
+    chunk.write(folder, _read_chunk(store, manifest, chunk))
 
 
 def _missing(chunks: Sequence[Chunk], folder: Path) -> list[Chunk]:
@@ -213,8 +263,12 @@ def _read_chunk(store: Store, manifest: Manifest, chunk: Chunk) -> bytes:
         data = store.read_range(name, chunk.start, chunk.length)
         if data is not None and chunk.matches(data):
             return data
-    what = "it is missing" if data is None else f"{chunk} does not match its SHA-256"
-    raise DamagedArtifact(f"{store.uri}/{manifest.folder}", f"{manifest.attempt}/{chunk.name}", what)
+    raise _damaged(store, manifest, chunk, there=data is not None)
+
+
+def _damaged(store: Store, manifest: Manifest, chunk: Chunk, there: bool) -> DamagedArtifact:
+    what = f"{chunk} does not match its SHA-256" if there else "it is missing"
+    return DamagedArtifact(f"{store.uri}/{manifest.folder}", f"{manifest.attempt}/{chunk.name}", what)
 
 
 def _lay_out(files: Mapping[str, FileEntry], folder: Path) -> None:

@@ -77,6 +77,26 @@ def test_an_object_that_may_not_be_seen_is_told_from_one_that_is_not_there(set_a
             store.read("name")
 
 
+class Kept:
+    """A sink that keeps what came since it began."""
+
+    def begin(self) -> None:
+        self.data = b""
+
+    def take(self, piece: bytes) -> None:
+        self.data += piece
+
+
+def test_a_range_that_broke_off_comes_anew_from_its_first_byte(set_account: SetAccount) -> None:
+    with answering((200, ""), (1, "<what came first>"), (200, "<whole>"), (404, "NoSuchKey")) as (url, asked):
+        set_account({"AWS_ENDPOINT_URL_S3": url, **KEYS})
+        store, kept = S3Store("bucket"), Kept()
+        assert store.copy_range("name", 2, 7, kept)
+        assert kept.data == b"<whole>"
+        assert [request.headers["Range"] for request in asked[1:]] == ["bytes=2-8"] * 2
+        assert not store.copy_range("other", 0, 7, kept)
+
+
 def without_conditional_create(monkeypatch: pytest.MonkeyPatch) -> None:
     able = ABLE.model_copy(update={"conditional_create": False})
     monkeypatch.setattr(S3Store, "abilities", lambda self: able)

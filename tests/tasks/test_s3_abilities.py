@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks import s3
+from tasks import s3, s3_abilities
 from tasks.s3 import S3Store
 from tasks.s3_abilities import Abilities, probe
 from tasks.stores import store_at
@@ -22,7 +22,7 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The store of every probe."""
     probes: list[str] = []
-    monkeypatch.setattr(s3, "probe", lambda store: probes.append(store.uri) or probe(store))
+    monkeypatch.setattr(s3_abilities, "probe", lambda store: probes.append(store.uri) or probe(store))
     return probes
 
 
