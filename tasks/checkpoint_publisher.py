@@ -141,8 +141,8 @@ class _Abandonable:
     def replace(self, name: str, data: bytes, before: bytes | None) -> bool:
         return self._asked().replace(name, data, before)
 
-    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
-        upload = self._asked().begin(name, entry, resume)
+    def begin(self, name: str, entry: FileEntry, chunk_bytes: int, resume: bool = True) -> Upload | None:
+        upload = self._asked().begin(name, entry, chunk_bytes, resume)
         return None if upload is None else _AbandonableUpload(upload, self)
 
     def files(self, prefix: str) -> Iterator[Stored]:

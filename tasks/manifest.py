@@ -43,7 +43,11 @@ class Artifact(Config):
 
 
 class FileEntry(Config):
-    """One file: its size, the SHA-256 of the whole and of every chunk."""
+    """One file: its size, its SHA-256 and that of every chunk.
+
+    Of several chunks its own is over theirs, as S3's composite checksums are: so the content is hashed once. Manifests
+    of before may have that of the whole content in its place, and are read no differently.
+    """
 
     size: int
     sha256: str
@@ -183,7 +187,15 @@ def spans(size: int, chunk_bytes: int) -> list[tuple[int, int]]:
 def _describe(path: Path, chunk_bytes: int, pool: Executor) -> Callable[[], FileEntry]:
     """Has the file hashed in the pool's threads; the result gives the entry when they are ready."""
     size = path.stat().st_size
-    whole = pool.submit(sha256_of_span, path, 0, size)
-    parts = spans(size, chunk_bytes)
-    chunks = [pool.submit(sha256_of_span, path, *part) for part in parts] if len(parts) > 1 else [whole]
-    return lambda: FileEntry(size=size, sha256=whole.result(), chunks=[chunk.result() for chunk in chunks])
+    begun = [pool.submit(sha256_of_span, path, *span) for span in spans(size, chunk_bytes)]
+
+    def entry() -> FileEntry:
+        chunks = [chunk.result() for chunk in begun]
+        return FileEntry(size=size, sha256=_sha256_over(chunks), chunks=chunks)
+
+    return entry
+
+
+def _sha256_over(chunks: Sequence[str]) -> str:
+    """A file's SHA-256 from those of its chunks: of several, the one over their bytes in turn."""
+    return chunks[0] if len(chunks) == 1 else hashlib.sha256(bytes.fromhex("".join(chunks))).hexdigest()

@@ -120,7 +120,7 @@ class S3Store:
             if status_of(error) != 404:
                 raise
 
-    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
+    def begin(self, name: str, entry: FileEntry, chunk_bytes: int, resume: bool = True) -> Upload | None:
         if self.has(name, entry):
             return None
         return PartsUpload(self, name, entry, resume) if len(entry.chunks) > 1 else WholeUpload(self, name, entry)

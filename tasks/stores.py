@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from tasks.errors import InputError
-from tasks.manifest import FileEntry, sha256_of_span
+from tasks.manifest import FileEntry, describe_file
 
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 TEMPORARY = ".unfinished."  # before the name of a file that is being written
@@ -111,7 +111,7 @@ class Store(Protocol):
         Where the server cannot promise that, a writer of the same moment may be overwritten.
         """
 
-    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
+    def begin(self, name: str, entry: FileEntry, chunk_bytes: int, resume: bool = True) -> Upload | None:
         """Start to write a file, or with `resume` go on with an interrupted write; None if it is there already."""
 
     def files(self, prefix: str) -> Iterator[Stored]:
@@ -213,10 +213,10 @@ class FileStore:
         self.write(name, data)
         return True
 
-    def begin(self, name: str, entry: FileEntry, resume: bool = True) -> Upload | None:
+    def begin(self, name: str, entry: FileEntry, chunk_bytes: int, resume: bool = True) -> Upload | None:
         path = self._root / name
         there = path.is_file() and path.stat().st_size == entry.size
-        return None if there and sha256_of_span(path, 0, entry.size) == entry.sha256 else _FileUpload(path)
+        return None if there and describe_file(path, chunk_bytes) == entry else _FileUpload(path)
 
     def files(self, prefix: str) -> Iterator[Stored]:
         for name, path in self._paths(prefix):

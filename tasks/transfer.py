@@ -110,7 +110,7 @@ def _upload(store: Store, folder: Path, manifest: Manifest, names: Collection[st
     mine = threading.local()  # each thread fills one buffer again and again: fresh memory costs as much as hashing
 
     def begin(name: str) -> Upload | None:
-        return store.begin(f"{manifest.files_folder}/{name}", manifest.files[name], resume)
+        return store.begin(f"{manifest.files_folder}/{name}", manifest.files[name], manifest.chunk_bytes, resume)
 
     def send(chunk: Chunk) -> None:
         if chunk.name in vanished:

@@ -27,7 +27,7 @@ from tasks.artifacts import (
     store_at,
 )
 from tasks.errors import InputError
-from tasks.manifest import FileEntry, describe_file, describe_folder
+from tasks.manifest import FileEntry, describe_file, describe_folder, sha256_of
 from tasks.stores import Content
 from tests.tasks.publishing import CHUNK, KEY, contents, flip, published
 
@@ -73,11 +73,15 @@ def test_the_manifest_gives_the_hash_of_every_file_and_chunk(store: Store, outpu
     data = (output / "model.safetensors").read_bytes()
     parts = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
     assert len(parts) == 4
+    hashes = [hashlib.sha256(part) for part in parts]
     assert manifest["files"]["model.safetensors"] == {
         "size": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "chunks": [hashlib.sha256(part).hexdigest() for part in parts],
+        "sha256": hashlib.sha256(b"".join(hash.digest() for hash in hashes)).hexdigest(),
+        "chunks": [hash.hexdigest() for hash in hashes],
     }
+    small = manifest["files"]["config.json"]
+    whole = hashlib.sha256((output / "config.json").read_bytes()).hexdigest()
+    assert (small["sha256"], small["chunks"]) == (whole, [whole])
     assert (manifest["kind"], manifest["config"], manifest["inputs"]) == ("model", {"lr": 1e-5}, {"model": "d" * 64})
     assert manifest["code_version"] == code_version("sft")
 
@@ -242,6 +246,24 @@ def test_a_manifest_whose_names_leave_the_folder_is_refused(tmp_path: Path, outp
         find(store, "sft", KEY)
 
 
+def test_a_manifest_of_before_that_has_a_files_own_hash_is_read(tmp_path: Path, output: Path) -> None:
+    store = store_at(f"file://{tmp_path}/store")
+    artifact = published(store, output)
+    data = (output / "model.safetensors").read_bytes()
+
+    def of_before(stored: bytes) -> bytes:
+        manifest = json.loads(stored)
+        manifest["files"]["model.safetensors"]["sha256"] = hashlib.sha256(data).hexdigest()
+        del manifest["checksum"]
+        return json.dumps({**manifest, "checksum": sha256_of(manifest)}).encode()
+
+    overwrite(store, manifest_name(), of_before)
+    old = find(store, "sft", KEY)
+    assert old is not None
+    assert old.digest != artifact.digest
+    assert (fetch(store, old, tmp_path / "cache") / "model.safetensors").read_bytes() == data
+
+
 def test_an_artifact_that_is_gone_is_named(tmp_path: Path, output: Path) -> None:
     store = store_at(f"file://{tmp_path}/store")
     artifact = published(store, output)
@@ -331,7 +353,7 @@ def test_what_is_stored_is_listed_replaced_and_deleted(store: Store) -> None:
 def test_an_unfinished_write_is_listed_until_it_is_aborted(store: Store, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(os.urandom(2 * CHUNK))
     entry = describe_file(tmp_path / "big", CHUNK)
-    upload = store.begin("artifacts/sft/big", entry)
+    upload = store.begin("artifacts/sft/big", entry, CHUNK)
     assert upload is not None
     upload.send(0, 0, Content.of((tmp_path / "big").read_bytes()[:CHUNK]))
     assert [file.name for file in store.files("artifacts/")] == []

@@ -65,7 +65,7 @@ def all_requests(url: str, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(os.urandom(SMALLEST_PART_BYTES + 1))
     for chunk_bytes in (2 * SMALLEST_PART_BYTES, SMALLEST_PART_BYTES):
         entry = describe_file(tmp_path / "big", chunk_bytes)
-        upload = store.begin("big", entry, resume=False)
+        upload = store.begin("big", entry, chunk_bytes, resume=False)
         assert upload is not None
         for index in range(len(entry.chunks)):
             upload.send(index, 0, Content.of(b"chunk"))

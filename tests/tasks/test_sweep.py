@@ -107,7 +107,7 @@ def test_many_objects_and_open_uploads_go_from_a_real_server(s3_uri: str, tmp_pa
         store.write(f"checkpoints/{key(number % 20)}/step-1/{number}", b"x")
     (tmp_path / "big").write_bytes(os.urandom(11 * 2**20))
     entry = describe_file(tmp_path / "big", 5 * 2**20)
-    assert store.begin(f"artifacts/{key(1)}/{'f' * 16}/big", entry)
+    assert store.begin(f"artifacts/{key(1)}/{'f' * 16}/big", entry, 5 * 2**20)
     nothing_kept = ["--keep-days", "0", "--grace-hours", "0", "--keep-runs", "0", "--delete"]
     assert sweep.main(["--store", s3_uri, *nothing_kept]) == 0
     assert names(store) == []

@@ -12,7 +12,7 @@ from tasks.artifacts import Store, store_at
 from tasks.claims import Claims
 from tasks.errors import InputError
 from tasks.keys import Key
-from tasks.manifest import DamagedArtifact, describe_file
+from tasks.manifest import CHUNK_BYTES, DamagedArtifact, describe_file
 from tasks.runs import recorded_run
 from tasks.sweeper import delete, show
 from tasks.waste import Rules
@@ -177,7 +177,7 @@ def test_checkpoints_and_logs_go_when_their_stage_is_done_or_after_long(store: S
 def test_uploads_that_were_never_completed_are_aborted(store: Store, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(os.urandom(100))
     name = f"artifacts/{key(1)}/{'f' * 16}/big"
-    assert store.begin(name, describe_file(tmp_path / "big"))
+    assert store.begin(name, describe_file(tmp_path / "big"), CHUNK_BYTES)
     assert wasted(store) == {}
     age(store, "artifacts/", days=2)
     assert wasted(store) == {key(1): "uploads that were never completed"}
