@@ -14,7 +14,7 @@ from tasks.config import Config
 from tasks.errors import InputError
 from tasks.file_names import fault_of_names
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 16 * 2**20
 MAX_CHUNK_BYTES = 64 * 2**20
 MAX_CHUNKS = 10_000  # S3 takes no more parts
 NUM_THREADS = 8

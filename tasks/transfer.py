@@ -17,7 +17,7 @@ from tasks.file_names import refuse_links
 from tasks.manifest import NUM_HASHERS, NUM_THREADS, DamagedArtifact, FileEntry, Manifest, sha256_of_span, spans
 from tasks.stores import ChangedContent, Content, Store, Upload, UploadVanished, sync_folder, write_whole
 
-IN_FLIGHT_BYTES = 64 * 2**20
+IN_FLIGHT_BYTES = 96 * 2**20
 NUM_BEGINNINGS = 5
 NUM_READINGS = 5
 NUM_SYNCERS = 4

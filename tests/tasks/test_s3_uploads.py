@@ -136,11 +136,11 @@ def test_a_content_that_changes_is_refused_by_the_server(
 
 @pytest.mark.parametrize(
     ("largest", "chunk_mib"),
-    [(0, 8), (5 * 2**30, 8), (8 * 2**20 * 10_000, 8), (8 * 2**20 * 10_000 + 1, 16), (64 * 2**20 * 10_000, 64)],
+    [(0, 16), (5 * 2**30, 16), (16 * 2**20 * 10_000, 16), (16 * 2**20 * 10_000 + 1, 32), (64 * 2**20 * 10_000, 64)],
 )
 def test_chunks_grow_so_that_no_file_has_more_than_s3_takes(largest: int, chunk_mib: int) -> None:
     assert fitting_chunk_bytes(largest) == chunk_mib * 2**20
-    assert (CHUNK_BYTES, MAX_CHUNK_BYTES, MAX_CHUNKS) == (8 * 2**20, 64 * 2**20, 10_000)
+    assert (CHUNK_BYTES, MAX_CHUNK_BYTES, MAX_CHUNKS) == (16 * 2**20, 64 * 2**20, 10_000)
 
 
 def test_a_file_beyond_that_is_refused() -> None:
