@@ -63,6 +63,7 @@ CARRIERS = (
     "champion",
     "checkpoint_publisher",
     "claims",
+    "content",
     "display",
     "externals",
     "file_names",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from tasks.content import Content, FileContent
 from tasks.manifest import FileEntry
 from tasks.stored_checkpoints import (
     Trail,
@@ -21,7 +22,7 @@ from tasks.stored_checkpoints import (
     snapshot,
     stored_steps,
 )
-from tasks.stores import Content, Sink, Store, Stored, Unfinished, Upload
+from tasks.stores import Sink, Store, Stored, Unfinished, Upload
 
 POLL_S = 1.0
 PAUSE_AFTER_FAILURE_S = 30.0
@@ -172,7 +173,7 @@ class _AbandonableUpload:
         self._upload = upload
         self._store = store
 
-    def send(self, index: int, start: int, data: Content) -> None:
+    def send(self, index: int, start: int, data: Content | FileContent) -> None:
         self._store.check()
         self._upload.send(index, start, data)
 

@@ -19,7 +19,7 @@ MAX_CHUNK_BYTES = 64 * 2**20
 MAX_CHUNKS = 10_000  # S3 takes no more parts
 NUM_THREADS = 8
 NUM_HASHERS = min(NUM_THREADS, os.cpu_count() or 1)
-HASHED_AT_ONCE = 2**18  # bytes: stays in a core's cache
+PIECE_BYTES = 2**18  # what is hashed, sent or written at once: it stays in a core's cache
 MANIFEST = "manifest.json"
 
 
@@ -154,7 +154,7 @@ def describe_file(path: Path, chunk_bytes: int = CHUNK_BYTES) -> FileEntry:
 
 def sha256_of_span(path: Path, start: int, length: int) -> str:
     """SHA-256 of `length` bytes of a file from `start`, or of those that there are."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(length, HASHED_AT_ONCE)))
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(length, PIECE_BYTES)))
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         while length and (size := file.readinto(buffer[:length])):

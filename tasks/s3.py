@@ -12,16 +12,16 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tasks.content import ChangedContent, Content, FileContent
 from tasks.errors import InputError
-from tasks.manifest import NUM_THREADS, FileEntry
+from tasks.manifest import NUM_THREADS, PIECE_BYTES, FileEntry
 from tasks.s3_abilities import Abilities, find_anew, kept
 from tasks.s3_options import options_from
 from tasks.s3_requests import DEFAULT_REGION, LOCAL_SERVER, Requests, code_of, status_of
 from tasks.s3_uploads import PartsUpload, WholeUpload, elect
-from tasks.stores import ChangedContent, Content, Sink, Stored, Unfinished, Upload, UploadVanished
+from tasks.stores import Sink, Stored, Unfinished, Upload, UploadVanished
 
 OPENING_PATIENCE_S = 15.0
-PIECE_BYTES = 2**18  # what comes is hashed and written while it stays in a core's cache
 MAKES_AN_OBJECT = ("put_object", "create_multipart_upload")
 
 _found: dict[tuple[str, str], Abilities] = {}
@@ -183,27 +183,32 @@ class S3Store:
         """What the S3 operation on the object `name` answers."""
         return self._requests.send(lambda client: self._ask(client, operation, name, arguments))
 
-    def send(self, operation: str, name: str, data: Content, **arguments: Any) -> dict[str, Any]:
+    def send(self, operation: str, name: str, data: Content | FileContent, **arguments: Any) -> dict[str, Any]:
         """What an operation answers that carries content; raises ChangedContent where that is not what it says.
 
         A server that checks content hashes it for us. One that was spoilt on its way is sent again.
         """
         return self.send_anew(operation, lambda: name, data, **arguments)
 
-    def send_anew(self, operation: str, new_name: Callable[[], str], data: Content, **arguments: Any) -> dict[str, Any]:
+    def send_anew(
+        self, operation: str, new_name: Callable[[], str], data: Content | FileContent, **arguments: Any
+    ) -> dict[str, Any]:
         """As `send`, with another name at each try."""
-        if not self.abilities().checks_content and not data.is_what_it_says:
-            raise ChangedContent
-
+        if not self.abilities().checks_content:
+            data = data.in_memory()
+            if not data.is_what_it_says:
+                raise ChangedContent
         return self._requests.send(lambda client: self._ask(client, operation, new_name(), {**arguments, "Body": data}))
 
     def _ask(self, client: Any, operation: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         made = self._options.for_new_objects if operation in MAKES_AN_OBJECT else {}
+        data = arguments.get("Body")
+        if isinstance(data, FileContent):
+            data.seek(0)
         try:
             return dict(getattr(client, operation)(**self._bucket, Key=self._prefix + name, **made, **arguments))
         except ClientError as error:
-            data = arguments.get("Body")
-            if isinstance(data, Content) and not data.is_what_it_says:
+            if isinstance(data, Content | FileContent) and not data.is_what_it_says:
                 raise ChangedContent from error
             raise
 

@@ -11,9 +11,10 @@ from botocore.exceptions import ClientError
 from pydantic import ValidationError
 
 from tasks.config import Config
+from tasks.content import ChangedContent, Content
 from tasks.manifest import NUM_THREADS
 from tasks.s3_requests import status_of
-from tasks.stores import ChangedContent, Content, Unfinished, UploadVanished
+from tasks.stores import Unfinished, UploadVanished
 
 if TYPE_CHECKING:
     from tasks.s3 import S3Store

@@ -31,10 +31,10 @@ from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as BrokenBody
 
+from tasks.content import Content, FileContent
 from tasks.errors import InputError
 from tasks.manifest import NUM_THREADS
 from tasks.s3_options import S3Options
-from tasks.stores import Content
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 FAILURES_UNTOLD = 2
@@ -78,6 +78,7 @@ OUTAGES = (HTTPClientError, NoConnection, IncompleteReadError, ResponseParserErr
 FAILURES = (BotoCoreError, ClientError, ResponseParserError, BrokenBody)
 
 SIGNATURE = "s3v4-hashed"
+CONTENTS = (Content, FileContent)
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ class HashedSignature(S3SigV4Auth):
     """Signature version 4 with the SHA-256 that content is said to have: a server that checks it hashes for us."""
 
     def payload(self, request: Any) -> str:
-        return request.body.sha256 if isinstance(request.body, Content) else str(super().payload(request))
+        return request.body.sha256 if isinstance(request.body, CONTENTS) else str(super().payload(request))
 
 
 AUTH_TYPE_MAPS[SIGNATURE] = HashedSignature
@@ -219,7 +220,13 @@ def _client_of(session: Any) -> Any:
     client = session.client("s3", region_name=session.region_name or DEFAULT_REGION, config=config)
     for operation in ("PutObject", "UploadPart"):
         client.meta.events.register_first(f"choose-signer.s3.{operation}", _signature)
+    client.meta.events.register_last("before-call.s3", _send_at_once)
     return client
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    """Leave out what botocore adds for files, that the server is to be asked first whether it would take them."""
+    params["headers"].pop("Expect", None)
 
 
 def _signature(signature_version: str, **_: Any) -> str | None:

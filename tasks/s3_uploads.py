@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from tasks.content import Content, FileContent
 from tasks.manifest import FileEntry
 from tasks.s3_requests import code_of, status_of
-from tasks.stores import Content, UploadVanished
+from tasks.stores import UploadVanished
 
 if TYPE_CHECKING:
     from tasks.s3 import S3Store
@@ -27,7 +28,7 @@ class WholeUpload:
         self._name = name
         self._metadata = {"sha256": entry.sha256}
 
-    def send(self, index: int, start: int, data: Content) -> None:
+    def send(self, index: int, start: int, data: Content | FileContent) -> None:
         self._store.send("put_object", self._name, data, Metadata=self._metadata)
 
     def complete(self) -> None:
@@ -52,7 +53,7 @@ class PartsUpload:
             answer = store.call("create_multipart_upload", name, Metadata={"sha256": entry.sha256})
             self._id = str(answer["UploadId"])
 
-    def send(self, index: int, start: int, data: Content) -> None:
+    def send(self, index: int, start: int, data: Content | FileContent) -> None:
         number = index + 1
         if not self._has_arrived(number, data):
             place = {"UploadId": self._id, "PartNumber": number}
@@ -64,9 +65,9 @@ class PartsUpload:
         parts = [{"PartNumber": number, "ETag": self._etags[number]} for number in numbers]
         self._unless_completed(lambda: self._store.complete(self._name, self._id, parts))
 
-    def _has_arrived(self, number: int, data: Content) -> bool:
+    def _has_arrived(self, number: int, data: Content | FileContent) -> bool:
         etag = self._etags.get(number, "").strip('"')
-        return bool(etag) and etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return bool(etag) and etag == hashlib.md5(data.in_memory(), usedforsecurity=False).hexdigest()
 
     def _unless_completed(self, request: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The server's answer; empty if somebody has completed the file, by this upload or another.

@@ -1,7 +1,6 @@
 """Where artifacts are kept: `file:///folder`, or `s3://bucket/prefix` on any S3 server."""
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
+from tasks.content import ChangedContent, Content, FileContent
 from tasks.errors import InputError
 from tasks.manifest import FileEntry, describe_file
 
@@ -40,28 +40,6 @@ class UploadVanished(Exception):
     """What was sent of a file is no longer there, because somebody aborted the upload: it is to begin anew."""
 
 
-class ChangedContent(Exception):
-    """What was to be stored is not what it was said to be."""
-
-
-class Content(bytearray):
-    """Bytes on their way into a store, and the SHA-256 that they are said to have."""
-
-    sha256: str
-
-    @classmethod
-    def of(cls, data: bytes) -> "Content":
-        """These bytes with their own hash."""
-        content = cls(data)
-        content.sha256 = hashlib.sha256(data).hexdigest()
-        return content
-
-    @property
-    def is_what_it_says(self) -> bool:
-        """Whether the bytes have the hash."""
-        return hashlib.sha256(self).hexdigest() == self.sha256
-
-
 class Sink(Protocol):
     """Where the bytes of a range go as they come."""
 
@@ -75,7 +53,7 @@ class Sink(Protocol):
 class Upload(Protocol):
     """One file on its way into a store; both operations may raise UploadVanished."""
 
-    def send(self, index: int, start: int, data: Content) -> None:
+    def send(self, index: int, start: int, data: Content | FileContent) -> None:
         """Send chunk `index`, whose first byte is `start`; chunks may come in any order and from several threads.
 
         Raises ChangedContent, and stores nothing, if `data` is not what it says.
@@ -279,10 +257,11 @@ class _FileUpload:
         self._path = path
         self._temporary = _temporary_beside(path)
 
-    def send(self, index: int, start: int, data: Content) -> None:
-        if not data.is_what_it_says:
+    def send(self, index: int, start: int, data: Content | FileContent) -> None:
+        content = data.in_memory()
+        if not content.is_what_it_says:
             raise ChangedContent
-        self.write(start, data)
+        self.write(start, content)
 
     def write(self, start: int, data: bytes | bytearray) -> None:
         with open(self._temporary, "r+b") as file:

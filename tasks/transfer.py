@@ -4,7 +4,6 @@ import errno
 import hashlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tasks.content import ChangedContent, FileContent
 from tasks.errors import InputError
 from tasks.file_names import refuse_links
 from tasks.manifest import NUM_HASHERS, NUM_THREADS, DamagedArtifact, FileEntry, Manifest, sha256_of_span, spans
-from tasks.stores import ChangedContent, Content, Store, Upload, UploadVanished, sync_folder, write_whole
+from tasks.stores import Store, Upload, UploadVanished, sync_folder, write_whole
 
 IN_FLIGHT_BYTES = 96 * 2**20
 NUM_BEGINNINGS = 5
@@ -43,16 +43,6 @@ class Chunk:
     def is_in(self, folder: Path) -> bool:
         """Whether this chunk stands at its place in the file under `folder`."""
         return sha256_of_span(folder / self.name, self.start, self.length) == self.sha256
-
-    def read(self, folder: Path, into: Content) -> Content:
-        """What stands at this chunk's place in the file under `folder`, said to be this chunk; in `into` if it fits."""
-        data, size = into if len(into) == self.length else Content(self.length), 0
-        data.sha256 = self.sha256
-        with (folder / self.name).open("rb", buffering=0) as file:
-            file.seek(self.start)
-            while read := file.readinto(memoryview(data)[size:]):
-                size += read
-        return data
 
     def write(self, folder: Path, data: bytes) -> None:
         """Put `data` at this chunk's place."""
@@ -107,7 +97,6 @@ def upload(store: Store, folder: Path, manifest: Manifest) -> None:
 def _upload(store: Store, folder: Path, manifest: Manifest, names: Collection[str], resume: bool) -> set[str]:
     """Send these files; the result names those whose uploads vanished on the way."""
     vanished: set[str] = set()
-    mine = threading.local()  # each thread fills one buffer again and again: fresh memory costs as much as hashing
 
     def begin(name: str) -> Upload | None:
         return store.begin(f"{manifest.files_folder}/{name}", manifest.files[name], manifest.chunk_bytes, resume)
@@ -115,10 +104,10 @@ def _upload(store: Store, folder: Path, manifest: Manifest, names: Collection[st
     def send(chunk: Chunk) -> None:
         if chunk.name in vanished:
             return
-        data = chunk.read(folder, into=getattr(mine, "data", Content()))
-        mine.data = data
         try:
-            pending[chunk.name].send(chunk.index, chunk.start, data)
+            with (folder / chunk.name).open("rb", buffering=0) as file:
+                data = FileContent(file, chunk.start, chunk.length, chunk.sha256)
+                pending[chunk.name].send(chunk.index, chunk.start, data)
         except ChangedContent as error:
             raise RuntimeError(f"{folder / chunk.name} changed while it was being published.") from error
         except UploadVanished as reason:

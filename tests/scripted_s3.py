@@ -21,6 +21,7 @@ class Request:
     method: str
     path: str
     headers: Message
+    body: bytes
 
 
 @contextmanager
@@ -37,20 +38,20 @@ def answering(*answers: tuple[int, str], certificate: Path | None = None) -> Ite
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            asked.append(Request(self.command, self.path, self.headers))
-            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            asked.append(Request(self.command, self.path, self.headers, body))
             status, text = left.pop(0) if len(left) > 1 else left[0]
             if status == 0:
                 self.close_connection = True
                 return
             refusal = text and not text.startswith("<")
-            body = (REFUSAL.format(code=text) if refusal else text or NOTHING_LISTED).encode()
+            answer = (REFUSAL.format(code=text) if refusal else text or NOTHING_LISTED).encode()
             self.send_response(max(status, 200))
-            self.send_header("Content-Length", str(len(body) + (status == 1)))
+            self.send_header("Content-Length", str(len(answer) + (status == 1)))
             self.send_header("ETag", '"etag"')
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                self.wfile.write(answer)
             self.close_connection = status == 1
 
         do_PUT = do_HEAD = do_POST = do_DELETE = do_GET

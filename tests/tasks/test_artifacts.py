@@ -26,9 +26,9 @@ from tasks.artifacts import (
     read_files,
     store_at,
 )
+from tasks.content import Content
 from tasks.errors import InputError
 from tasks.manifest import FileEntry, describe_file, describe_folder, sha256_of
-from tasks.stores import Content
 from tests.tasks.publishing import CHUNK, KEY, contents, flip, published
 
 

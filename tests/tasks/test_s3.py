@@ -3,12 +3,15 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
+from tasks.content import ChangedContent, FileContent
 from tasks.errors import InputError
 from tasks.externals import describe, fetched
 from tasks.s3 import S3Store
@@ -95,6 +98,42 @@ def test_a_range_that_broke_off_comes_anew_from_its_first_byte(set_account: SetA
         assert kept.data == b"<whole>"
         assert [request.headers["Range"] for request in asked[1:]] == ["bytes=2-8"] * 2
         assert not store.copy_range("other", 0, 7, kept)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[FileIO]:
+    """An open file of seven bytes."""
+    (tmp_path / "file").write_bytes(b"content")
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        yield file
+
+
+@pytest.mark.parametrize("broken_off", [0, 1])
+def test_a_file_is_sent_whole_and_the_server_not_asked_before(
+    broken_off: int, file: FileIO, set_account: SetAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(S3Store, "abilities", lambda self: ABLE)
+    said = sha256(b"content").hexdigest()
+    with answering((200, ""), *[(0, "")] * broken_off, (200, "")) as (url, asked):
+        set_account({"AWS_ENDPOINT_URL_S3": url, **KEYS})
+        S3Store("bucket").send("put_object", "name", FileContent(file, 0, 7, said))
+        assert len(asked) == 2 + broken_off
+        for request in asked[1:]:
+            assert (request.body, request.headers["Expect"]) == (b"content", None)
+            assert request.headers["x-amz-content-sha256"] == said
+
+
+def test_a_file_that_changed_is_not_sent_to_a_server_that_does_not_look(
+    file: FileIO, set_account: SetAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(S3Store, "abilities", lambda self: ABLE.model_copy(update={"checks_content": False}))
+    with answering((200, "")) as (url, asked):
+        set_account({"AWS_ENDPOINT_URL_S3": url, **KEYS})
+        store = S3Store("bucket")
+        store.send("put_object", "name", FileContent(file, 0, 7, sha256(b"content").hexdigest()))
+        with pytest.raises(ChangedContent):
+            store.send("put_object", "name", FileContent(file, 0, 7, sha256(b"another").hexdigest()))
+        assert [request.method for request in asked] == ["GET", "PUT"]
 
 
 def without_conditional_create(monkeypatch: pytest.MonkeyPatch) -> None:

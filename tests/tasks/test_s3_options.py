@@ -7,12 +7,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tasks.content import Content
 from tasks.errors import InputError
 from tasks.manifest import describe_file
 from tasks.s3 import S3Store
 from tasks.s3_options import options_from
 from tasks.s3_uploads import SMALLEST_PART_BYTES
-from tasks.stores import Content, Unfinished
+from tasks.stores import Unfinished
 from tests.scripted_s3 import KEYS, Request, answering
 from tests.tasks.able import ABLE
 

@@ -1,6 +1,7 @@
 """Uploads in parts that are interrupted, aborted by others, or answered by nobody."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,24 +115,26 @@ def test_what_is_aborted_again_and_again_is_named(s3_uri: str, output: Path, mon
         published(store, output)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"), [("config.json", os.urandom(100)), ("config.json", b"{"), ("model.safetensors", os.urandom(100))]
+)
 def test_a_content_that_changes_is_refused_by_the_server(
-    s3_uri: str, output: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, data: bytes, s3_uri: str, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store: Any = store_at(s3_uri)
     assert store.abilities().checks_content
-    data = os.urandom(100)
 
     def describe(*arguments: Any) -> Any:
         from tasks.manifest import describe_folder
 
         files = describe_folder(*arguments)
-        (output / "config.json").write_bytes(data)
+        (output / name).write_bytes(data)
         return files
 
     monkeypatch.setattr("tasks.artifacts.describe_folder", describe)
-    with pytest.raises(RuntimeError, match=r"config\.json changed while"):
+    with pytest.raises(RuntimeError, match=rf"{re.escape(name)} changed while"):
         published(store, output)
-    assert not [file for file in store.files("artifacts/") if file.name.endswith("config.json")]
+    assert not [file for file in store.files("artifacts/") if file.name.endswith(name)]
 
 
 @pytest.mark.parametrize(
