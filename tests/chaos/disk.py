@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.artifacts import fetch, find, publish, store_at
+from tasks.artifacts import Artifact, Store, fetch, find, publish, store_at
+from tasks.cache import LIMIT_VARIABLE
 from tasks.errors import InputError
 from tasks.runner import Stage, Watch, Workplace, run_stage
 from tests.chaos.growing_stage import GrowingConfig
+from tests.chaos.servers import variables_set
 from tests.chaos.transfers import STAGE, contents
 
 SMALL_BYTES, ENOUGH_BYTES = 8 * 2**20, 64 * 2**20
 FILE_BYTES = 3 * 2**20
+CACHE_LIMIT_BYTES = 2 * FILE_BYTES + 2**20
 NUM_FILES = 4
 KEY = "0" * 32
 GROWING = Stage("growing", "tests.chaos.growing_stage", needs={})
@@ -94,10 +97,52 @@ def fill_while_training(folder: Path) -> list[str]:
         return violations
 
 
+def fill_cache(folder: Path) -> list[str]:
+    """Violations seen when the cache reaches its limit, and when the disk under it is full before that."""
+    store = store_at(f"file://{folder}/store")
+    sources = [_make_source(folder / f"source-{number}", num_files=1) for number in range(3)]
+    artifacts = [
+        publish(store, source, stage=STAGE, key=f"{number:032x}", kind="model", config={}, inputs={})
+        for number, source in enumerate(sources)
+    ]
+    with small_disk(folder / "disk") as disk:
+
+        def wrong(*numbers: int) -> list[str]:
+            return [
+                f"artifact {number}: {fault}"
+                for number in numbers
+                if (fault := _fault_of(store, artifacts[number], disk / "cache", sources[number]))
+            ]
+
+        def kept() -> list[bool]:
+            return [(disk / "cache" / artifact.digest).exists() for artifact in artifacts]
+
+        with variables_set({LIMIT_VARIABLE: str(CACHE_LIMIT_BYTES / 2**30)}):
+            violations = wrong(0, 1, 0, 2)
+            if kept() != [True, False, True]:
+                violations.append(f"not the least recently used was evicted: {kept()}")
+        with variables_set({LIMIT_VARIABLE: "1"}):
+            violations += _refusal_of(lambda: fetch(store, artifacts[1], disk / "cache"))
+            if kept() != [True, False, True]:
+                violations.append(f"after a fetch that failed the cache holds {kept()}")
+            violations += wrong(0, 2)
+        with variables_set({LIMIT_VARIABLE: str(CACHE_LIMIT_BYTES / 2**30)}):
+            return violations + wrong(1, 0, 2, 1)
+
+
+def _fault_of(store: Store, artifact: Artifact, cache: Path, source: Path) -> str | None:
+    """What is wrong with fetching what was published from `source`; None for nothing."""
+    try:
+        return None if contents(fetch(store, artifact, cache)) == contents(source) else "other bytes were delivered"
+    except InputError as error:
+        return str(error)
+
+
 WATCH = Watch(lambda record: None, lambda: False)
 CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "publish": fill_while_publishing,
-    "fetch and cache": fill_while_fetching,
+    "fetch": fill_while_fetching,
+    "cache": fill_cache,
     "checkpoint": fill_while_training,
 }
 
@@ -113,8 +158,8 @@ def _refusal_of(work: Callable[[], object]) -> list[str]:
     return ["a full disk was not noticed"]
 
 
-def _make_source(folder: Path) -> Path:
+def _make_source(folder: Path, num_files: int = NUM_FILES) -> Path:
     folder.mkdir()
-    for number in range(NUM_FILES):
+    for number in range(num_files):
         (folder / f"{number}.bin").write_bytes(os.urandom(FILE_BYTES))
     return folder
