@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tasks.runner import PROJECT
 from tests.chaos.proxy import Proxy, proxied
@@ -31,10 +32,18 @@ class Machine:
     address: str
     neighbour: str
 
-    def start(self, environment: Mapping[str, str], *words: str) -> "subprocess.Popen[str]":
-        """`python -m WORDS` on this machine."""
+    def start(
+        self, environment: Mapping[str, str], *words: str, output: int | IO[bytes] = subprocess.PIPE
+    ) -> "subprocess.Popen[str]":
+        """`python -m WORDS` on this machine; what it says and complains of goes to a file, or the former to a pipe."""
         command = ["ip", "netns", "exec", self.name, sys.executable, "-m", *words]
-        return subprocess.Popen(command, cwd=PROJECT, env=dict(environment), stdout=subprocess.PIPE, text=True)
+        errors = None if output == subprocess.PIPE else output
+        return subprocess.Popen(command, cwd=PROJECT, env=dict(environment), stdout=output, stderr=errors, text=True)
+
+    def pids(self) -> list[int]:
+        """Whatever runs there."""
+        said = subprocess.run(["ip", "netns", "pids", self.name], check=True, capture_output=True, text=True)
+        return [int(pid) for pid in said.stdout.split()]
 
 
 def why_not() -> str | None:
@@ -69,7 +78,7 @@ def publish_from_two(variables: Mapping[str, str], folder: Path) -> tuple[dict[s
     (source / "model.bin").write_bytes(os.urandom(NUM_PARTS * CHUNK_BYTES))
     uri = f"s3://chaos/machines-{os.getpid()}"
     with ExitStack() as stack:
-        first, second = (_connected(stack, variables, number) for number in (1, 2))
+        first, second = (connected(stack, variables, number) for number in (1, 2))
         process = first.move("publish", uri, source)
         while first.parts_sent < NUM_PARTS // 3 and process.poll() is None:
             time.sleep(0.002)
@@ -108,7 +117,8 @@ class Connected:
         return self.proxy.parts_sent[self.machine.address]
 
 
-def _connected(stack: ExitStack, variables: Mapping[str, str], number: int) -> Connected:
+def connected(stack: ExitStack, variables: Mapping[str, str], number: int) -> Connected:
+    """The machine with this number, until the stack closes."""
     one = stack.enter_context(machine(number))
     proxy, port = stack.enter_context(proxied(port_of(variables), address=one.neighbour))
     endpoint = {ENDPOINT: f"http://{one.neighbour}:{port}", "NO_PROXY": one.neighbour}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import concurrency, disk, large, machines, transfers
+from tests.chaos import concurrency, disk, large, machines, moved_training, transfers
 from tests.chaos.launches import RunnerAlone
 from tests.chaos.matrix import MIXED, Matrix, figures_of, run_matrix
 from tests.chaos.restarts import RestartableS3
@@ -101,6 +101,14 @@ def change_machines(sizes: Sizes, folder: Path, result: Result) -> None:
             result.figures = {"parts_sent": sent, "parts": machines.NUM_PARTS}
 
 
+def move_training(sizes: Sizes, folder: Path, result: Result) -> None:
+    """A training that one machine begins and another ends."""
+    result.skipped = machines.why_not()
+    if result.skipped is None:
+        with RestartableS3(folder / "s3") as server, account(server.environment):
+            result.figures, result.violations = moved_training.train_on_two(server.environment, folder)
+
+
 def run_at_once(sizes: Sizes, folder: Path, result: Result) -> None:
     with RestartableS3(folder / "s3") as server, account(server.environment):
         uris, result.violations = concurrency.run_at_once(folder / "runs", "s3://chaos/at-once", sizes.until)
@@ -118,6 +126,7 @@ PARTS: Mapping[str, Callable[[Sizes, Path, Result], None]] = {
     "faults": spoil_requests,
     "disk": fill_disks,
     "machines": change_machines,
+    "moved-training": move_training,
     "concurrency": run_at_once,
     "large": move_large_object,
 }
