@@ -1,7 +1,8 @@
 """One transfer in a process of its own: seconds, CPU seconds and peak memory as JSON on standard output.
 
-The clock runs from the first byte asked for: client and store are there before, and what the server can do is known.
-A second time is taken when all that was written is on the disk.
+The clock runs from the first byte asked for: client and store are there before, and known are what the server can do
+and the code's version, without which no stage has a key. A second time is taken when all that was written is on the
+disk.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.client import Config
 
-from tasks.artifacts import artifact_key, fetch, find, publish
+from tasks.artifacts import artifact_key, code_version, fetch, find, publish
 from tasks.s3 import S3Store
 
 BUCKET = "artifact-speed"
@@ -53,6 +54,7 @@ def _bring_to_disk(folder: Path) -> None:
 def _ours(arguments: argparse.Namespace) -> Callable[[], Any]:
     store, key = S3Store(BUCKET), artifact_key(STAGE, {"name": arguments.name}, {}, "")
     store.abilities()
+    code_version(STAGE)
     if arguments.what == "publish":
         return lambda: publish(store, arguments.folder, stage=STAGE, key=key, kind="model", config={}, inputs={})
     artifact = find(store, STAGE, key)
