@@ -8,7 +8,7 @@ from flows.recording import pipeline_name
 from tasks import release, stages
 from tasks.artifacts import Artifact
 from tasks.champion import Champion, read_pointer, rival_of
-from tasks.gate import Verdict
+from tasks.rules import Verdict
 from tasks.runner import Workplace
 
 MOST_ROUNDS = 3

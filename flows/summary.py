@@ -10,8 +10,8 @@ from tasks.artifacts import Artifact
 from tasks.champion import Champion
 from tasks.config import Config
 from tasks.display import read_report
-from tasks.gate import Verdict, as_markdown
 from tasks.lineage import tree_of_inputs
+from tasks.rules import Verdict, as_markdown
 from tasks.runner import Workplace
 
 

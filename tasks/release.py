@@ -13,7 +13,8 @@ from tasks import champion as champions
 from tasks.artifacts import Artifact
 from tasks.champion import Champion
 from tasks.display import read_report
-from tasks.gate import FAILED, GateConfig, Verdict, as_markdown, as_text, is_open, judge
+from tasks.gate import GateConfig, judge
+from tasks.rules import FAILED, Verdict, as_markdown, as_text, is_open
 from tasks.runner import Workplace
 from tasks.stages import ALREADY_DONE
 

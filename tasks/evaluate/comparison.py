@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evaluate.measures import bootstrap_interval, length_controlled_win_rate, outcomes, sign_test
+from tasks.evaluate.measures import length_controlled_win_rate, outcomes, sign_test
 from tasks.evaluate.names import OTHERS, SCORE, SIDES
+from tasks.intervals import bootstrap_interval
 from tasks.repetition import commonest_phrase, distinct_n, repetition
 
 Floats = NDArray[np.float64]

@@ -4,8 +4,6 @@ Letters: N prompts with one response each per model, B episodes of a batch, R re
 """
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,37 +13,9 @@ PRIOR_DEVIATION = 10.0
 NEWTON_STEPS, LONGEST_STEP = 50, 1.0
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the two ends of its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
 def outcomes(before: ArrayLike, after: ArrayLike) -> NDArray[np.float64]:
     """[N] 1 where `after` [N] is the higher, 0 where `before` [N] is, 1/2 for a tie; their mean is the win rate."""
     return (1 + np.sign(np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64))) / 2
-
-
-def bootstrap_interval(values: ArrayLike, num_bootstrap: int, seed: int, level: float = 0.95) -> Interval:
-    """Mean of `values` [N] with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
-
-    Each draw takes N prompts with replacement: what is uncertain is which prompts were asked. When all
-    values are equal the interval has no width, whatever N is.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    means = values[_draws(len(values), num_bootstrap, seed)].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
-
-
-@lru_cache(maxsize=2)
-def _draws(num_values: int, num_bootstrap: int, seed: int) -> NDArray[np.int32]:
-    """[num_bootstrap, num_values] the indices of every draw; kept, for all figures of an evaluation share them."""
-    generator = np.random.default_rng(seed)
-    return np.stack([generator.integers(num_values, size=num_values, dtype=np.int32) for _ in range(num_bootstrap)])
 
 
 def sign_test(outcomes: ArrayLike) -> float:

@@ -36,9 +36,10 @@ from tasks.modeling import (
     save_scalar_head,
     torch_dtype,
 )
+from tasks.pair_figures import pair_figures
 from tasks.program import require, run_program
 from tasks.reward_model.config import RewardModelConfig
-from tasks.reward_model.measure import pair_figures, score_rows
+from tasks.reward_model.measure import score_rows
 from tasks.templates import ConversationTemplate, Text
 
 ADAPTER = "default"

@@ -11,8 +11,9 @@ from flows.recording import PIPELINE_VARIABLE
 from tasks import champion
 from tasks.artifacts import Artifact, store_at
 from tasks.champion import read_pointer
-from tasks.gate import GateConfig, Verdict
+from tasks.gate import GateConfig
 from tasks.release import FailedByGate
+from tasks.rules import Verdict
 from tasks.runner import Workplace
 
 OPTIONS = Pipeline.model_validate(

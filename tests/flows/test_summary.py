@@ -9,7 +9,7 @@ import pytest
 from flows.summary import summarise
 from tasks.artifacts import Artifact, publish, store_at
 from tasks.champion import Champion
-from tasks.gate import Verdict
+from tasks.rules import Verdict
 from tasks.runner import Workplace
 
 SAMPLE = {"prompt": "Hello?", "before": " No.", "after": " Yes, gladly."}

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.errors import InputError
-from tasks.gate import GateConfig, Rule, as_markdown, as_text, check_figures, is_open, judge
+from tasks.gate import GateConfig, check_figures, judge
+from tasks.rules import Rule, as_markdown, as_text, is_open
 
 OFF = dict.fromkeys(("champion_win_rate", "champion_win_rate_low", "tax", "length_change", "metric_drop"))
 GOOD = {
@@ -89,7 +90,7 @@ def test_a_figure_that_nobody_knows_is_refused_with_the_nearest_name() -> None:
 
 
 def test_a_figure_that_is_no_number_is_refused() -> None:
-    with pytest.raises(InputError, match="the figure judge is 'score', and a rule needs a number"):
+    with pytest.raises(InputError, match="The figure judge is 'score', and a rule needs a number"):
         judge(GateConfig(**OFF, rules=[Rule(figure="judge", most=3)]), [], GOOD)
 
 

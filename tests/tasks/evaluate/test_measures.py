@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tasks.evaluate.measures import (
-    bootstrap_interval,
     kl_per_response,
     length_controlled_win_rate,
     outcomes,
@@ -20,42 +19,6 @@ def test_a_tie_counts_as_half_a_win():
 
     assert outcomes(before, after).tolist() == [1.0, 0.5, 0.0, 1.0]
     assert outcomes(before, after).mean() == 2.5 / 4
-
-
-def test_a_large_sample_has_the_normal_interval():
-    wins = np.repeat([1.0, 0.0], [1300, 700])
-    half_width = 1.959964 * math.sqrt(0.65 * 0.35 / 2000)
-
-    interval = bootstrap_interval(wins, num_bootstrap=4000, seed=0)
-
-    assert interval.mean == 0.65
-    assert interval.low == pytest.approx(0.65 - half_width, abs=0.05 * half_width)
-    assert interval.high == pytest.approx(0.65 + half_width, abs=0.05 * half_width)
-
-
-def test_a_lower_level_gives_the_narrower_normal_interval():
-    values = np.random.default_rng(1).normal(3.0, 2.0, size=2000)
-    half_width = 0.674490 * values.std() / math.sqrt(2000)
-
-    interval = bootstrap_interval(values, num_bootstrap=4000, seed=0, level=0.5)
-
-    assert interval.high - interval.low == pytest.approx(2 * half_width, rel=0.06)
-
-
-def test_the_interval_covers_the_truth_about_95_times_in_100():
-    generator = np.random.default_rng(7)
-    intervals = [bootstrap_interval(generator.random(60) < 0.7, 200, seed) for seed in range(200)]
-
-    covered = sum(interval.low <= 0.7 <= interval.high for interval in intervals)
-
-    assert 0.88 < covered / 200 < 1  # 95 % within 4 standard errors of 200 trials
-
-
-def test_the_seed_fixes_the_interval():
-    values = np.random.default_rng(0).normal(size=30)
-
-    assert bootstrap_interval(values, 200, seed=3) == bootstrap_interval(values, 200, seed=3)
-    assert bootstrap_interval(values, 200, seed=3) != bootstrap_interval(values, 200, seed=4)
 
 
 def test_kl_of_a_response_sums_the_log_ratio_of_its_own_tokens_only():
