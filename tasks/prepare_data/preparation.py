@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import InputError
+from tasks.parts import canonical
 from tasks.prepare_data.config import SOURCE_COLUMN, Kind, PrepareDataConfig, SourceConfig
 from tasks.prepare_data.records import (
     TEXT_COLUMNS,
     BadRecord,
     Record,
     Text,
-    canonical,
     check_columns,
     is_answered,
     normalise,

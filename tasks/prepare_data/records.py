@@ -78,12 +78,6 @@ def is_answered(prompt: Text) -> bool:
     return isinstance(prompt, list) and prompt[-1]["role"] == "assistant"
 
 
-def canonical(prompt: Text) -> str:
-    """The text by which prompts are told apart; a plain prompt equals the same text as the user's only message."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return "\x1e".join(f"{message['role']}\x1f{message['content'].strip()}" for message in messages)
-
-
 def _question(record: Mapping[str, Any]) -> Record:
     """The record, its prompt without trailing spaces: a tokenizer would join them to the response's first word."""
     prompt = _text(record, "prompt")

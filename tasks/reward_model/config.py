@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from tasks.parts import Half
 from tasks.trainer_config import TrainerConfig
 
 
@@ -13,6 +14,9 @@ class RewardModelConfig(TrainerConfig):
     trainable_layers: int | None = Field(None, ge=1)
     """With LoRA the layers that get adapters: the last so many; None = all. Up to ppo.trainable_layers it shares the
     states of the layers below with the policy."""
+    half: Half | None = None
+    """Train on one half of the training pairs, by a hash of the prompt: reward models of different halves share no
+    prompt, so that one can judge what follows the other. None = all pairs."""
     num_demonstrations: int = Field(512, ge=0)
     """SFT records whose mean score becomes 0 (Ouyang et al. 2022, section 3.4); 0 = not centred."""
     center_rewards_coefficient: float = Field(0.0, ge=0)

@@ -37,6 +37,7 @@ from tasks.modeling import (
     torch_dtype,
 )
 from tasks.pair_figures import pair_figures
+from tasks.parts import half_of
 from tasks.program import require, run_program
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.measure import score_rows
@@ -81,7 +82,7 @@ def main(config: RewardModelConfig, inputs: Mapping[str, Path], output: Path) ->
     if template is not None:
         template.apply_to(tokenizer)
     train, test = (
-        encode(tokenizer, read_split(inputs["data"], "preferences", side), config.max_length, template)
+        encode(tokenizer, read_pairs(config, inputs["data"], side), config.max_length, template)
         for side in ("train", "test")
     )
     demonstrations = read_demonstrations(config, inputs["data"], tokenizer)
@@ -99,6 +100,20 @@ def main(config: RewardModelConfig, inputs: Mapping[str, Path], output: Path) ->
             "seconds": round(time.monotonic() - started, 2),
         }
         write_json(output / "report.json", {**report, **counts})
+
+
+def read_pairs(config: RewardModelConfig, data: Path, side: str) -> list[dict[str, Any]]:
+    """The records of one side; for training only those of the config's half."""
+    records = read_split(data, "preferences", side)
+    if config.half is None or side != "train":
+        return records
+    kept = [record for record in records if half_of(record["prompt"]) == config.half]
+    if not kept:
+        raise InputError(
+            f"{data}: none of the {len(records)} training pairs has a prompt of the {config.half} half. "
+            "Give more pairs with different prompts, or no half."
+        )
+    return kept
 
 
 def encode(

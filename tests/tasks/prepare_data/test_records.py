@@ -6,7 +6,7 @@ import pytest
 
 from tasks.errors import InputError
 from tasks.prepare_data.config import SourceConfig
-from tasks.prepare_data.records import BadRecord, canonical, check_columns, normalise, rename
+from tasks.prepare_data.records import BadRecord, check_columns, normalise, rename
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Hello!"}
@@ -147,9 +147,3 @@ def test_a_column_that_is_not_there_names_those_that_are() -> None:
         SourceConfig(path="f.csv", columns={"prompt": "question", "completion": "answer"}),
         ["question", "answer"],
     )
-
-
-def test_a_plain_prompt_is_the_same_prompt_as_its_only_message() -> None:
-    assert canonical("Hi ") == canonical([USER])
-    assert canonical([USER]) != canonical([{"role": "system", "content": "Hi"}])
-    assert canonical([USER, GOOD]) != canonical([USER])

@@ -10,9 +10,18 @@ from tasks.adapters import load_adapter
 from tasks.errors import InputError
 from tasks.model_files import kind_of
 from tasks.modeling import backbone, load_causal_lm, load_reward_model, load_scalar_head, load_tokenizer
+from tasks.parts import half_of
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.measure import score_rows
-from tasks.reward_model.train import blank_tokens, encode, main, make_trainer, padding_for_pooling, read_demonstrations
+from tasks.reward_model.train import (
+    blank_tokens,
+    encode,
+    main,
+    make_trainer,
+    padding_for_pooling,
+    read_demonstrations,
+    read_pairs,
+)
 from tests.tasks.tiny_models import EOS_ID, make_tokenizer, write_model, write_split
 
 PAIRS = [
@@ -154,6 +163,31 @@ def test_the_padding_that_hugging_face_pools_by_is_never_eos():
     padded_with_eos = make_tokenizer(pad="<eos>")
     padded_with_eos.eos_token = padded_with_eos.pad_token = "<pad>"
     assert padding_for_pooling(padded_with_eos) == 1
+
+
+def test_the_halves_share_no_prompt_and_are_all_training_pairs_together(tmp_path):
+    data = write_data(tmp_path / "data")
+    pairs = [{**PAIRS[0], "prompt": f"a{number // 2}"} for number in range(40)]
+    write_split(data, "preferences", "train", pairs)
+    first, second = (read_pairs(RewardModelConfig(half=half), data, "train") for half in ("first", "second"))
+    assert min(len(first), len(second)) > 5
+    assert not {one["prompt"] for one in first} & {one["prompt"] for one in second}
+    assert len(first) + len(second) == len(read_pairs(RewardModelConfig(), data, "train")) == 40
+    assert read_pairs(RewardModelConfig(half="first"), data, "test") == PAIRS
+
+
+def test_a_half_without_a_pair_is_refused(tmp_path):
+    data = write_data(tmp_path / "data")
+    write_split(data, "preferences", "train", PAIRS[:1])
+    empty = "second" if half_of(PAIRS[0]["prompt"]) == "first" else "first"
+    with pytest.raises(InputError, match=f"none of the 1 training pairs has a prompt of the {empty} half"):
+        read_pairs(RewardModelConfig(half=empty), data, "train")
+
+
+@pytest.mark.slow
+def test_training_uses_the_half_alone(tmp_path):
+    _, _, report = run(tmp_path, half="first", max_steps=1)
+    assert report["num_train_pairs"] == sum(half_of(pair["prompt"]) == "first" for pair in PAIRS) < 16
 
 
 def test_the_seed_draws_the_demonstrations(tmp_path):
