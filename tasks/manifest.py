@@ -45,8 +45,8 @@ class Artifact(Config):
 class FileEntry(Config):
     """One file: its size, its SHA-256 and that of every chunk.
 
-    Of several chunks its own is over theirs, as S3's composite checksums are: so the content is hashed once. Manifests
-    of before may have that of the whole content in its place, and are read no differently.
+    Of several chunks its own is over theirs, as S3's composite checksums are: so the content is hashed once. A manifest
+    with that of the whole content in its place is read no differently.
     """
 
     size: int
