@@ -25,6 +25,7 @@ from tasks.file_names import require_publishable
 from tasks.manifest import (
     MANIFEST,
     Artifact,
+    Cost,
     DamagedArtifact,
     Manifest,
     artifact_folder,
@@ -39,6 +40,7 @@ from tasks.transfer import NUM_READINGS, bring, read_verified, upload
 
 __all__ = [
     "Artifact",
+    "Cost",
     "DamagedArtifact",
     "Store",
     "artifact_key",
@@ -153,12 +155,13 @@ def publish(
     exclude: Sequence[str] = NOT_PUBLISHED,
     chunk_bytes: int | None = None,
     confirm: Callable[[], None] = lambda: None,
+    cost: Cost | None = None,
 ) -> Artifact:
     """Upload `folder` without the top-level names in `exclude`, then its manifest; returns the artifact under `key`.
 
     If another attempt published under this key first, that one is the artifact and is returned.
     `chunk_bytes` is the unit that is sent and verified, S3 wants at least 5 MiB; None = what fits the largest file.
-    `confirm` is called before the manifest is written, and may raise to prevent it.
+    `confirm` is called before the manifest is written, and may raise to prevent it. `cost` is written down in it.
     """
     if there := find(store, stage, key):
         return there
@@ -180,6 +183,7 @@ def publish(
         code_version=code_version(stage),
         libraries=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        cost=cost,
     )
     upload(store, folder, manifest)
     confirm()
@@ -244,7 +248,7 @@ def lineage_of(store: Store, artifact: Artifact) -> dict[str, Any]:
     if ARTIFACT_URI.fullmatch(artifact.uri) is None:
         return known
     _, manifest = _locate(store, artifact)
-    record = ("stage", "config", "inputs", "code_version", "libraries", "created")
+    record = ("stage", "kind", "config", "inputs", "code_version", "libraries", "created", "cost")
     return known | manifest.model_dump(mode="json", include=set(record))
 
 

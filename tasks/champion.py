@@ -94,9 +94,9 @@ def move(
     A new export of the champion's own model, with another card for one, takes its place without a change of champions.
     Raises ChampionChanged if the champion is neither `rival` nor of the same model.
     """
-    numbers = {name: value for name, value in figures.items() if isinstance(value, int | float) and isfinite(value)}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    champion = Champion(uri=export.uri, digest=export.digest, model=model.digest, run=run, since=now, figures=numbers)
+    proof = {"model": model.digest, "run": run, "since": now, "figures": numbers_in(figures)}
+    champion = Champion(uri=export.uri, digest=export.digest, **proof)
     with locked(store, pointer_name(pipeline), run) as lease:
         stored = store.read(pointer_name(pipeline))
         before = _parse(stored, f"{store.uri}/{pointer_name(pipeline)}")
@@ -107,6 +107,11 @@ def move(
         if not store.replace(pointer_name(pipeline), pointer.model_dump_json(indent=1).encode(), stored):
             raise ChampionChanged("another champion was written while this run's was")
     return True
+
+
+def numbers_in(report: Mapping[str, Any]) -> dict[str, float]:
+    """The report's figures that are finite numbers, by name."""
+    return {name: value for name, value in report.items() if isinstance(value, int | float) and isfinite(value)}
 
 
 def succeed(before: Pointer | None, champion: Champion, rival: Champion | None, pipeline: str) -> Pointer:

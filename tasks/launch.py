@@ -24,6 +24,7 @@ GRACE_S = 7.0  # with a check for cancelling before it: the last process is gone
 LOG_TAIL_LINES = 30
 KILLED_STATUS = 128 + signal.SIGKILL
 VMSTAT = Path("/proc/vmstat")
+USAGE_FILE = "usage.json"  # beside the output
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,13 @@ def launch(stage: str, command: Sequence[str], output: Path, watch: Watch) -> No
     `watch.cancelled` says so. However this ends, no process of the command is left.
     """
     end_marked(output)
-    log, grace = output / "log.txt", str(GRACE_S)
+    log, usage, grace = output / "log.txt", output.with_name(USAGE_FILE), str(GRACE_S)
+    usage.unlink(missing_ok=True)
     num_killed = _killed_for_memory()
     logger.info("%s: %s", stage, shlex.join(command))
+    files = ["--log", str(log), "--usage", str(usage)]
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "tasks.supervisor", "--log", str(log), "--grace-s", grace, "--", *command],
+        [sys.executable, "-m", "tasks.supervisor", *files, "--grace-s", grace, "--", *command],
         stdin=subprocess.PIPE,
         cwd=PROJECT,
         env=environment(output),
@@ -86,6 +89,14 @@ def launch(stage: str, command: Sequence[str], output: Path, watch: Watch) -> No
             end_marked(output)
     if status != 0:
         raise _failure(stage, command, output, status, was_killed_for_memory=_killed_for_memory() > num_killed)
+
+
+def peak_memory(output: Path) -> int | None:
+    """Resident memory, in bytes, of the largest process of the last launch into `output`; None where nobody knows."""
+    try:
+        return int(json.loads(output.with_name(USAGE_FILE).read_text())["peak_rss_bytes"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def environment(output: Path) -> dict[str, str]:

@@ -54,6 +54,13 @@ class FileEntry(Config):
     chunks: list[str]
 
 
+class Cost(Config):
+    """What the attempt that made an artifact took; one that went on from a checkpoint counts from there."""
+
+    seconds: float = Field(ge=0, description="from the fetching of the inputs to the end of the stage's process")
+    peak_rss_bytes: int | None = Field(None, ge=0, description="resident memory of its largest process")
+
+
 class Manifest(Config):
     """Everything about one published artifact; its presence in the store is what makes the artifact exist."""
 
@@ -69,6 +76,7 @@ class Manifest(Config):
     code_version: str
     libraries: dict[str, str]
     created: str
+    cost: Cost | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed, State
 
 from tasks import champion as champions
 from tasks.artifacts import Artifact
-from tasks.champion import Champion
+from tasks.champion import Champion, numbers_in
 from tasks.display import read_report
 from tasks.gate import GateConfig, judge
 from tasks.rules import FAILED, Verdict, as_markdown, as_text, is_open
@@ -52,7 +52,10 @@ def gate(
 def _gate(
     config: GateConfig, metrics: Collection[str], evaluation: Artifact, champion_uri: str | None, place: Workplace
 ) -> State[Any]:
-    verdicts = judge(config, metrics, read_report(evaluation, place))
+    report = read_report(evaluation, place)
+    verdicts = judge(config, metrics, report)
+    if place.run is not None:
+        place.run.write({"verdicts": verdicts, "figures": numbers_in(report)})
     create_table_artifact(table=[verdict.model_dump() for verdict in verdicts], key="gate-rules")
     create_markdown_artifact(as_markdown(verdicts), key="gate-report", description=f"`{evaluation.uri}`")
     if not is_open(verdicts):
@@ -79,6 +82,8 @@ def _crown(
         moved = champions.move(place.store, pipeline, export=export, model=model, rival=rival, run=run, figures=figures)
     except champions.ChampionChanged as change:
         return Completed(name="Overtaken", message=f"{change}: the evaluation is repeated against it", data=False)
+    if place.run is not None:
+        place.run.write({"champion": export.uri})
     name = champions.pointer_name(pipeline)
     message = f"{place.store.uri}/{name} {'names' if moved else 'already named'} {export.uri}"
     return Completed(name="Completed" if moved else ALREADY_DONE, message=message, data=True)

@@ -11,18 +11,19 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.artifacts import Artifact, Store, artifact_key, code_version, fetched, find, lineage_of, publish
+from tasks.artifacts import Artifact, Cost, Store, artifact_key, code_version, fetched, find, lineage_of, publish
 from tasks.checkpoint_publisher import CheckpointPublisher
 from tasks.config import Config
 from tasks.errors import InputError
 from tasks.keys import Key
-from tasks.launch import PROJECT, OutOfMemory, StageCancelled, StageFailed, Watch, launch, tail_of
+from tasks.launch import PROJECT, OutOfMemory, StageCancelled, StageFailed, Watch, launch, peak_memory, tail_of
 from tasks.lineage import tree_of_inputs
-from tasks.runs import Run, unrecorded_run
+from tasks.runs import Run, StageRun, unrecorded_run
 from tasks.stage_log import publish_log
 from tasks.stored_checkpoints import Trail, fetch_newest, remove_checkpoints
 
@@ -99,14 +100,16 @@ def run_stage(
     with _only_one(folder), _run_of(place) as run, contextlib.ExitStack() as in_use:
         held = run.claim([Key(stage.name, key)], inputs.values())
         if found := find(place.store, stage.name, key):
-            run.note([found, *inputs.values()])
+            run.note([found, *inputs.values()], StageRun(stage=stage.name, uri=found.uri, already_done=True))
             return Outcome(found, already_done=True)
+        started = time.monotonic()
         with _full_disk_refused(folder):
             output.mkdir(parents=True, exist_ok=True)
             paths = _fetch_inputs(stage, inputs, place, folder, in_use)
             damaged = fetch_newest(trail, folder / "fetched")
         with _log_kept(trail, watch), CheckpointPublisher(trail, folder / "publishing", damaged):
             _run_within_memory(stage, config, paths, place, folder, watch)
+        cost = Cost(seconds=round(time.monotonic() - started, 3), peak_rss_bytes=peak_memory(output))
         artifact = publish(
             place.store,
             output,
@@ -117,9 +120,10 @@ def run_stage(
             inputs=inputs,
             exclude=NOT_PUBLISHED,
             confirm=lambda: run.confirm(held),
+            cost=cost,
         )
         remove_checkpoints(trail)
-        run.note([artifact, *inputs.values()])
+        run.note([artifact, *inputs.values()], StageRun(stage=stage.name, uri=artifact.uri))
     shutil.rmtree(folder)
     return Outcome(artifact, already_done=False)
 

@@ -1,18 +1,21 @@
 """Stands between the runner and a stage's command, so that no process of ours outlives its task.
 
-    python -m tasks.supervisor --log FILE --grace-s 8 -- COMMAND ...
+    python -m tasks.supervisor --log FILE --grace-s 8 [--usage FILE] -- COMMAND ...
 
 Standard input is the lifeline: a pipe that the runner holds open. When it closes, however the runner ended, or
 when SIGTERM comes, the command's process group gets SIGTERM, then after the grace time every descendant SIGKILL.
 The command has a lifeline of the same sort, which the supervisor holds: see tasks/lifeline.py.
 As a sub-reaper the supervisor inherits orphans, so that ranks whose launcher died are found too.
-Exit status: the command's; 128 + signal if a signal ended it.
+Exit status: the command's; 128 + signal if a signal ended it. The usage file says how much memory the largest process
+took.
 """
 
 import argparse
 import contextlib
 import ctypes
+import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -58,6 +61,8 @@ def main() -> int:
     while not _reaped(command) and not stop.requested and not _lifeline_closed(POLL_S):
         pass
     _end_descendants(command, 0.0 if command.returncode is not None else arguments.grace_s)
+    if arguments.usage:
+        _write_usage(arguments.usage)
     status = command.returncode if command.returncode is not None else -signal.SIGKILL
     return status if status >= 0 else 128 - status
 
@@ -66,8 +71,15 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run a command that ends when its lifeline on stdin closes.")
     parser.add_argument("--log", type=Path, required=True, help="file that the command's output is appended to")
     parser.add_argument("--grace-s", type=float, required=True, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument("--usage", type=Path, help="file for the peak memory, JSON")
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
+
+
+def _write_usage(path: Path) -> None:
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of those below them too
+    with contextlib.suppress(OSError):  # a full disk: the command's status counts
+        path.write_text(json.dumps({"peak_rss_bytes": peak}))
 
 
 def _lifeline_closed(timeout_s: float) -> bool:

@@ -82,7 +82,7 @@ def survey(
 
 def read_runs(store: Store) -> list[KnownRun]:
     """The runs on record, the oldest first."""
-    records = ((file, read_record(data)) for file, data in _contents(store, f"{RUNS}/"))
+    records = ((file, read_record(data)) for file, data in _contents(store, f"{RUNS}/", ".json"))
     runs = [KnownRun(record, file.modified) for file, record in records if record]
     return sorted(runs, key=lambda run: run.record.started)
 
@@ -92,7 +92,7 @@ def _roots(store: Store) -> tuple[list[KnownRun], set[Key], set[str]]:
     runs: list[KnownRun] = []
     pinned: set[Key] = set()
     digests: set[str] = set()
-    for file, data in _contents(store, f"{RUNS}/"):
+    for file, data in _contents(store, f"{RUNS}/", ".json"):
         if record := read_record(data):
             runs.append(KnownRun(record, file.modified))
         else:
@@ -109,9 +109,9 @@ def _roots(store: Store) -> tuple[list[KnownRun], set[Key], set[str]]:
     return runs, pinned, digests
 
 
-def _contents(store: Store, prefix: str) -> list[tuple[Stored, bytes]]:
+def _contents(store: Store, prefix: str, ending: str = "") -> list[tuple[Stored, bytes]]:
     """The files under `prefix` with their content; those that go meanwhile are left out."""
-    files = list(store.files(prefix))
+    files = [file for file in store.files(prefix) if file.name.endswith(ending)]
     with ThreadPoolExecutor(NUM_READERS) as pool:
         contents = pool.map(lambda file: store.read(file.name), files)
         return [(file, data) for file, data in zip(files, contents, strict=True) if data is not None]

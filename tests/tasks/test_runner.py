@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.artifacts import Artifact, fetch, find, read_files, store_at
+from tasks.artifacts import Artifact, fetch, find, lineage_of, read_files, store_at
 from tasks.cache import make_room
 from tasks.errors import InputError
 from tasks.runner import Outcome, Stage, StageCancelled, StageFailed, Watch, Workplace, check_inputs, run_stage
@@ -44,6 +44,14 @@ def test_a_stage_gets_its_inputs_and_its_output_is_published(place: Workplace) -
     second = run(place, StubConfig(text="two"), {"before": first.artifact})
     assert text_of(place, second) == "one, two"
     assert second.artifact.made_from == {"before": first.artifact.digest}
+
+
+def test_what_an_artifact_took_stands_in_its_manifest(place: Workplace) -> None:
+    started = time.monotonic()
+    artifact = run(place, StubConfig()).artifact
+    cost = lineage_of(place.store, artifact)["cost"]
+    assert 0 < cost["seconds"] < time.monotonic() - started
+    assert 5e6 < cost["peak_rss_bytes"] < 1e9
 
 
 def test_the_same_work_is_not_done_twice(place: Workplace) -> None:

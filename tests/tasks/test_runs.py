@@ -9,8 +9,9 @@ import pytest
 
 from tasks.artifacts import Store, store_at
 from tasks.errors import InputError
+from tasks.gate import Verdict
 from tasks.runner import StageFailed, Workplace
-from tasks.runs import Run, recorded_run
+from tasks.runs import Run, RunRecord, StageRun, recorded_run
 from tests.stub_stage import StubConfig
 from tests.tasks.stores_of_runs import key as key_of
 from tests.tasks.stores_of_runs import make, names
@@ -50,7 +51,7 @@ def test_a_run_that_fails_says_so_and_gives_its_claims_up(store: Store) -> None:
 
     with pytest.raises(InputError):
         fail()
-    assert record(store)["state"] == "failed"
+    assert (record(store)["state"], record(store)["error"]) == ("failed", "no")
     assert names(store, "claims/") == []
 
 
@@ -72,6 +73,40 @@ def test_another_attempt_at_a_run_goes_on_with_its_record(store: Store, tmp_path
     assert set(record(store)["artifacts"]) == {one.uri, two.uri}
 
 
+def test_a_record_names_the_stages_in_their_order_and_who_computed_them_first(store: Store, tmp_path: Path) -> None:
+    one, two = (make(store, tmp_path, key_of(number)) for number in (1, 2))
+
+    def attempt(*done: StageRun) -> None:
+        with recorded_run(store, "p", "1", {}) as under_way:
+            for stage in done:
+                under_way.note([one, two], stage)
+
+    first, again = (StageRun(stage="sft", uri=one.uri, already_done=done) for done in (False, True))
+    attempt(first)
+    attempt(again, StageRun(stage="ppo", uri=two.uri))
+    stages = [(each["stage"], each["uri"], each["already_done"]) for each in record(store)["stages"]]
+    assert stages == [("sft", one.uri, False), ("ppo", two.uri, False)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "outcome"),
+    [
+        ({}, "running"),
+        ({"state": "completed"}, "exported"),
+        ({"state": "failed"}, "failed"),
+        ({"state": "failed", "verdicts": [Verdict(measures="a", demand="", measured=0, verdict="passed")]}, "failed"),
+        ({"state": "failed", "verdicts": [Verdict(measures="a", demand="", measured=0, verdict="failed")]}, "refused"),
+    ],
+)
+def test_a_record_tells_what_came_of_the_run(changed: dict[str, Any], outcome: str) -> None:
+    assert RunRecord(pipeline="p", run="1", started="now", **changed).outcome == outcome
+
+
+def test_the_page_lies_beside_the_record() -> None:
+    record = RunRecord(pipeline="my/pipeline", run="1", started="now")
+    assert (record.name, record.page_name) == ("runs/my%2Fpipeline/1.json", "runs/my%2Fpipeline/1.html")
+
+
 def test_a_pipelines_name_may_hold_anything(store: Store) -> None:
     with recorded_run(store, "my/ä pipeline", "1", {}):
         [name] = names(store, "runs/")
@@ -90,6 +125,7 @@ def test_a_stage_notes_what_it_used_and_made_and_claims_it_to_the_runs_end(store
         uris = {first.artifact.uri, second.artifact.uri}
         assert {f"{store.uri}/artifacts/{each}" for each in claimed} == uris
     assert set(record(store)["artifacts"]) == uris
+    assert record(store)["stages"] == [{"stage": "stub", "uri": second.artifact.uri, "already_done": False}]
 
 
 def test_a_stage_by_hand_claims_before_it_looks_and_forgets_afterwards(

@@ -1,5 +1,6 @@
 """The supervisor, tried on real processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -30,8 +31,9 @@ time.sleep(60)
 """
 
 
-def start(tmp_path: Path, *command: str, grace_s: float = 0.5) -> "subprocess.Popen[bytes]":
-    arguments = ["--log", str(tmp_path / "log.txt"), "--grace-s", str(grace_s), "--", *command]
+def start(tmp_path: Path, *command: str, grace_s: float = 0.5, usage: Path | None = None) -> "subprocess.Popen[bytes]":
+    options = ["--usage", str(usage)] if usage else []
+    arguments = ["--log", str(tmp_path / "log.txt"), "--grace-s", str(grace_s), *options, "--", *command]
     return subprocess.Popen([sys.executable, "-m", "tasks.supervisor", *arguments], stdin=subprocess.PIPE)
 
 
@@ -50,6 +52,14 @@ def test_the_commands_status_and_output_come_through(tmp_path: Path) -> None:
     supervisor = start(tmp_path, sys.executable, "-c", "print('hello'); raise SystemExit(7)")
     assert supervisor.wait(10) == 7
     assert (tmp_path / "log.txt").read_text() == "hello\n"
+
+
+def test_the_usage_file_tells_the_memory_of_the_largest_process_below(tmp_path: Path) -> None:
+    usage = tmp_path / "usage.json"
+    large = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = 200_000_000 * b\"x\"'])"
+    for command, least, most in ((large, 200e6, 300e6), ("pass", 1e6, 100e6)):
+        assert start(tmp_path, sys.executable, "-c", command, usage=usage).wait(20) == 0
+        assert least < json.loads(usage.read_text())["peak_rss_bytes"] < most
 
 
 def test_a_command_that_a_signal_ended_gives_128_plus_the_signal(tmp_path: Path) -> None:
