@@ -1,15 +1,12 @@
 """Prompts that are always asked, and how the answers differ, word by word."""
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.data import Text, prompt_text
 from tasks.evaluate.names import SIDES
 from tasks.markdown import escape
-
-WORDS = re.compile(r"\s*\S+|\s+$")
+from tasks.word_diff import word_changes
 
 
 def canary_rows(canaries: Sequence[Text], answers: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
@@ -31,14 +28,10 @@ def canary_figures(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
 
 def diff(before: str, after: str) -> str:
     """`after` in Markdown as a change of `before`: words that left are struck out, words that came are bold."""
-    old, new = WORDS.findall(before), WORDS.findall(after)
-    parts = []
-    for kind, old_start, old_end, new_start, new_end in difflib.SequenceMatcher(
-        None, old, new, autojunk=False
-    ).get_opcodes():
-        gone, come = "".join(old[old_start:old_end]), "".join(new[new_start:new_end])
-        parts.append(escape(come) if kind == "equal" else _marked("~~", gone) + _marked("**", come))
-    return "".join(parts)
+    return "".join(
+        escape(change.kept) + _marked("~~", change.gone) + _marked("**", change.come)
+        for change in word_changes(before, after)
+    )
 
 
 def _marked(mark: str, words: str) -> str:
