@@ -4,7 +4,7 @@ INSTALLED := .venv/installed
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit lint chaos deploy s3 s3-stop sweep clean
+.PHONY: help install demo test test-unit lint chaos deploy s3 s3-stop report sweep clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -44,6 +44,9 @@ s3: $(INSTALLED)  ## start the local S3 server in the background
 
 s3-stop: $(INSTALLED)  ## stop the local S3 server; its data stay
 	@$(BIN)/python -m infra.local_s3 stop
+
+report: $(INSTALLED)  ## open the page of the last run
+	@$(BIN)/python -m infra.on_store tasks.report
 
 sweep: $(INSTALLED)  ## show what no finished run needs of the store; deletes nothing
 	@$(BIN)/python -m infra.on_store tasks.sweep

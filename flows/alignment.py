@@ -35,7 +35,7 @@ def alignment(
     pointer_name(pipeline_name())  # raises InputError for one that cannot stand there, before any work
     told = {"model": model, "seed": seed, **(overrides or {})}
     try:
-        with recorded(options.workplace(), told) as place:
+        with recorded(options.workplace(), told, options.model_dump(mode="json")) as place:
             return run_chain(options, place)
     except FailedByGate as refusal:
         return refusal.state()

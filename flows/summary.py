@@ -60,6 +60,7 @@ class Summary(Config):
     gate: list[Verdict] = Field(description="The verdict of every rule.")
     samples: list[Sample] = Field(description="Held-out prompts with both answers, chosen by the seed.")
     artifacts: dict[str, str] = Field(description="Where each stage's artifact lies.")
+    page: str | None = Field(None, description="Where the run's page will lie: an HTML file.")
     lineage: str = Field("", description="What the export was made of, as lines of text.")
 
     @property
@@ -95,7 +96,8 @@ class Summary(Config):
             if self.champion_before is None
             else f"{_optional(self.champion_win_rate)} ({self.champion_before})",
             "gate": ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts().items()) or "no rules",
-            "report": f"{self.artifacts['evaluate']} (report.md)",
+            "evaluation": f"{self.artifacts['evaluate']} (report.md)",
+            "page of the run": self.page or "none: this run keeps no record",
             "export": self.export_uri,
         }
 
@@ -119,6 +121,7 @@ def summarise(
         gate=verdicts,
         samples=[_sample(sample, judge) for sample in measured["samples"]],
         artifacts={stage: artifact.uri for stage, artifact in made.items()},
+        page=None if place.run is None else place.run.page_uri,
         lineage=tree_of_inputs(place.store, {"export": made["export"]}),
     )
 

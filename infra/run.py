@@ -162,6 +162,7 @@ def _stage_runs(flow_run_id: UUID) -> dict[str, StageRun]:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
 
+    from flows.recording import REPORTED
     from tasks.release import PASSED
     from tasks.stages import ALREADY_DONE
 
@@ -178,7 +179,7 @@ def _stage_runs(flow_run_id: UUID) -> dict[str, StageRun]:
         name = run.name.rsplit("-", 1)[0]
         before = stages.get(name, StageRun(0.0, already_done=True))
         seconds = before.seconds + run.total_run_time.total_seconds()
-        stages[name] = StageRun(seconds, before.already_done and run.state_name in (ALREADY_DONE, PASSED))
+        stages[name] = StageRun(seconds, before.already_done and run.state_name in (ALREADY_DONE, PASSED, REPORTED))
     return stages
 
 

@@ -47,10 +47,12 @@ class MetricsLog:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The records of `folder/metrics.jsonl`, oldest first; an unfinished last line is left out."""
     path = folder / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return parse_metrics(path.read_text()) if path.exists() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, float]]:
+    """The records of such a file's text."""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def plot_curves(records: Sequence[Mapping[str, float]], names: Sequence[str], path: Path) -> None:

@@ -43,7 +43,7 @@ def test_stages_do_not_load_flows() -> None:
 
 
 def test_the_runner_and_the_artifacts_load_neither_prefect_nor_torch() -> None:
-    names = ["runner", "artifacts", "supervisor", "lifeline", "launch", "gate", "champion"]
+    names = ["runner", "artifacts", "supervisor", "lifeline", "launch", "gate", "champion", "report.__main__"]
     assert not loaded_by([f"tasks.{name}" for name in names]) & {"prefect", "torch"}
 
 

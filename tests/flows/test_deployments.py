@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "merge_lora", "evaluate", "export"]
-RELEASE = ["gate", "champion"]
+RELEASE = ["gate", "champion", "report"]
 BUSY_S = 30.0
 
 
@@ -134,7 +134,8 @@ def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
     [run] = completed_runs(api, api.deployments()["demo"]["id"])
     tasks = wait_for(lambda: finished_tasks(api, run["id"]), timeout_s=20)
     assert sorted(tasks) == sorted(STAGES + RELEASE)
-    keys = {artifact["key"] for artifact in api.post("artifacts/filter", limit=200)}
+    artifacts = api.post("artifacts/filter", limit=200)
+    keys = {artifact["key"] for artifact in artifacts}
     assert keys >= {
         "sft-progress",
         "sft-figures",
@@ -143,9 +144,12 @@ def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
         "evaluate-report",
         "gate-report",
         "alignment-summary",
+        "alignment-report",
     }
-    [report] = [one for one in api.post("artifacts/filter", limit=200) if one["key"] == "ppo-report"]
+    [report] = [one for one in artifacts if one["key"] == "ppo-report"]
     assert "data:image/png;base64," in report["data"]
+    [address] = [one["description"] for one in artifacts if one["key"] == "alignment-report"]
+    assert address == f"`{environment[local_s3.STORE_VARIABLE]}/runs/demo/{run['id']}.html`"
 
 
 def finished_tasks(api: Api, flow_run_id: str) -> list[str] | None:
@@ -177,6 +181,9 @@ def test_a_model_that_the_gate_refuses_is_not_exported_and_the_champion_stays(
     assert json.loads(champion)["uri"] in run["state"]["message"]
     assert store.read("champions/demo.json") == champion
     assert [file.name for file in store.files("artifacts/export/")] == exports
+    page = (store.read(f"runs/demo/{run['id']}.html") or b"").decode()
+    assert "<h1>Refused by the gate</h1>" in page
+    assert "has to be ≤ -1000" in page
 
 
 def test_a_misspelt_option_is_refused_by_the_server(environment: dict[str, str], api: Api) -> None:
