@@ -19,9 +19,9 @@ from pydantic import Field, ValidationError
 from tasks.beacon import wait_until_listed
 from tasks.claims import Claims
 from tasks.config import Config
-from tasks.gate import FAILED, Verdict
 from tasks.keys import Key, keys_in
 from tasks.manifest import Artifact
+from tasks.rules import FAILED, Verdict
 from tasks.stores import Store
 
 RUNS = "runs"

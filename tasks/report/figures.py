@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.gate import FAILED, PASSED
 from tasks.report.facts import RunFacts
 from tasks.report.samples import LABELS
+from tasks.rules import FAILED, PASSED
 from tasks.runs import RunRecord
 
 WIN_RATE = re.compile(r"(?P<greedy>greedy_)?(?P<champion>champion_)?(?P<judge>\w+?)_win_rate")

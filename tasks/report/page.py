@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from tasks.gate import FAILED, NOT_APPLICABLE, PASSED
 from tasks.lineage import changed_options
 from tasks.report import curves, lineage
 from tasks.report.facts import RunFacts, StageFacts
@@ -17,6 +16,7 @@ from tasks.report.figures import comparison, headline, sides_in, tiles, win_rate
 from tasks.report.plots import Chart
 from tasks.report.rendering import duration, render
 from tasks.report.samples import LABELS, Group, sample_groups
+from tasks.rules import FAILED, NOT_APPLICABLE, PASSED
 from tasks.runs import RunRecord
 
 TONES = {PASSED: "good", FAILED: "bad", NOT_APPLICABLE: "", "accepted": "wait"}

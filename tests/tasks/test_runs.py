@@ -9,7 +9,7 @@ import pytest
 
 from tasks.artifacts import Store, store_at
 from tasks.errors import InputError
-from tasks.gate import Verdict
+from tasks.rules import Verdict
 from tasks.runner import StageFailed, Workplace
 from tasks.runs import Run, RunRecord, StageRun, recorded_run
 from tests.stub_stage import StubConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Artifact, Cost, Store, publish
-from tasks.gate import Verdict
+from tasks.rules import Verdict
 from tasks.runs import RunRecord, StageRun
 
 CERTIFICATE_PNG = (  # one pixel

@@ -1,7 +1,7 @@
 """The comparison of a pipeline's last runs."""
 
-from tasks.gate import Verdict
 from tasks.report.runs_page import Row, charts, runs_page
+from tasks.rules import Verdict
 from tasks.runs import RunRecord
 from tests.tasks.report.made_run import EVALUATION, FAILED
 from tests.tasks.report.test_page import Parsed
