@@ -44,7 +44,7 @@ def measure(
     questions = Questions(choose_records(inputs["data"], config.num_prompts, config.seed))
     home = load_tokenizer(inputs["sft"])
     check_candidates(inputs, home)
-    check_judges(config, inputs, home)
+    check_judges(config, inputs, home, questions)
     if config.llm_judge is not None:
         llm_judge.check_llm_judge(config.llm_judge)
     if config.harness is not None:

@@ -18,10 +18,12 @@ from tasks.evaluate.answers import Rows, as_episodes, same_tokens
 from tasks.evaluate.comparison import Answers, Floats
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.names import SCORE, SECOND_SCORE
-from tasks.modeling import load_reward_model, load_tokenizer
+from tasks.modeling import load_tokenizer, reads_same_tokens
+from tasks.prompts import NAMELESS, Prompt
+from tasks.rewards.config import OWN_MODEL, ModelReward
 from tasks.rewards.functions import RewardFunction, function_scores, load_reward_function
-from tasks.rewards.models import model_scores
-from tasks.rewards.sources import check_finite
+from tasks.rewards.sources import Answers as Asked
+from tasks.rewards.sources import check_finite, check_prompts, check_rewards, load_rewards
 
 NO_COLUMNS = ("prompt", "source")  # of a record, that are not handed to metrics
 REWARD_MODELS = {SCORE: "reward_model", SECOND_SCORE: "second_reward_model"}  # judge: the program's input
@@ -51,13 +53,23 @@ class Questions:
         return {name: [record[name] for record in self.records] for name in self.records[0] if name not in NO_COLUMNS}
 
 
-def check_judges(config: EvaluateConfig, inputs: Mapping[str, Path], home: PreTrainedTokenizerBase) -> None:
-    """Raise InputError if nothing judges the answers, or a judge is not what it should be."""
+def check_judges(
+    config: EvaluateConfig, inputs: Mapping[str, Path], home: PreTrainedTokenizerBase, questions: Questions
+) -> None:
+    """Raise InputError if nothing judges the answers, or a judge is not what it should be.
+
+    A reward model may have another tokenizer than SFT, as in PPO: it reads the texts then.
+    """
     models = [inputs[name] for name in REWARD_MODELS.values() if name in inputs]
     if not config.metrics and "reward_model" not in inputs:
         raise InputError("Nothing judges the answers. Give --input reward_model=DIR, or `metrics` in the config.")
     for folder in models:
-        require_same_tokens(inputs["sft"], home, folder)
+        check_rewards([ModelReward()], {OWN_MODEL: folder}, home)
+        check_prompts(
+            [ModelReward()], {OWN_MODEL: folder}, home, _as_prompts(questions.prompts), config.conversation_template
+        )
+        if reads_same_tokens(home, load_tokenizer(folder)):
+            require_same_tokens(inputs["sft"], home, folder)  # their EOS too
     for name, path in config.metrics.items():
         _load_metric(name, path)
 
@@ -92,23 +104,40 @@ def require_same_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, other_
         f"The tokenizers in {folder} ({len(ids)} tokens, EOS {tokenizer.eos_token_id}) and {other_folder} "
         f"({len(other_ids)} tokens, EOS {other.eos_token_id}) differ"
         f"{f', first at {differing[0]!r}' if differing else ''}: "
-        "SFT, PPO and reward models have to be of one chain. Give models that share their tokenizer."
+        "they have to be of one chain. Give models that share their tokenizer."
     )
 
 
 def _scorer(
     folder: Path, base: Path, home: PreTrainedTokenizerBase, config: EvaluateConfig
 ) -> Callable[[Sequence[Text], Rows], Floats]:
+    """As PPO asks the reward model in `folder`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_reward_model(folder, base, config.dtype).to(device)
+    [reward] = load_rewards(
+        [ModelReward()],
+        {"policy": base, OWN_MODEL: folder},
+        home,
+        device=device,
+        dtype=config.dtype,
+        micro_batch_tokens=config.token_budget,
+        log_folder=folder,
+        rank=0,
+        template=config.conversation_template,
+        refuse_not_finite=False,
+    )
 
     def score(prompts: Sequence[Text], rows: Rows) -> Floats:
         episodes = as_episodes(home, prompts, rows, config).each(lambda tensor: tensor.to(device))
-        scores = model_scores(model, episodes, config.token_budget)
+        scores = reward.scorer(Asked(_as_prompts(prompts), episodes, rows.texts))
         check_finite(scores.tolist(), f"the reward model {folder}")
         return scores.double().cpu().numpy()
 
     return score
+
+
+def _as_prompts(prompts: Sequence[Text]) -> list[Prompt]:
+    """The prompts as texts or messages alone."""
+    return [Prompt([], prompt, {}, NAMELESS) for prompt in prompts]
 
 
 def _judged(rows: Rows, judgements: Mapping[str, Floats]) -> Answers:

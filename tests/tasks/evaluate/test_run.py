@@ -282,6 +282,28 @@ def test_another_tokenizer_is_refused_by_its_first_other_token(chain, tmp_path):
         main(EvaluateConfig(), chain | {"ppo": other}, tmp_path)
 
 
+def test_a_reward_model_of_other_tokens_judges_the_texts(chain, plain, tmp_path):
+    """Its weights are those of the chain's, its tokens in another order."""
+    words = tiny_chain.WORDS[::-1]
+    classifier = AutoModelForSequenceClassification.from_pretrained(chain["reward_model"])
+    embeddings = classifier.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings[2:] = embeddings[2:].flip(0)
+    folder = tmp_path / "reordered"
+    classifier.save_pretrained(folder)
+    tiny_chain.make_tokenizer(words).save_pretrained(folder)
+    (folder / "scalar_head.json").write_text('{"offset": 0.25}')
+
+    _, samples = evaluate(chain | {"reward_model": folder})
+
+    pairs = list(zip(plain[1], samples, strict=True))
+    assert [one["after"] for one, _ in pairs] == [other["after"] for _, other in pairs]
+    same = [one["score_after"] == pytest.approx(other["score_after"], abs=1e-5) for one, other in pairs]
+    ended = [one["response_length_after"] < 6 for one, _ in pairs]  # what was cut off looks ended to it
+    assert all(is_same for is_same, has_ended in zip(same, ended, strict=True) if has_ended)
+    assert sum(ended) >= 2
+
+
 def test_prompts_that_leave_no_room_for_the_response_are_refused(chain, tmp_path):
     config = EvaluateConfig(sampling=SamplingConfig(response_length=31))
 
