@@ -155,7 +155,7 @@ class PPOConfig(ActorCriticConfig, EngineConfig, ScoreConfig):
             "start_value": self.start_value,
             "reference": self.reference_model,
         }
-        options |= {reward.input_name: reward.model for reward in self.rewards if isinstance(reward, ModelReward)}
+        options |= {reward.input_name: reward.source for reward in self.rewards if isinstance(reward, ModelReward)}
         return {name: source for name, source in options.items() if source is not None}
 
     @model_validator(mode="after")

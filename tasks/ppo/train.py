@@ -1,8 +1,8 @@
 """Proximal policy optimisation of a language model against reward models, rules, services or functions.
 
     accelerate launch -m tasks.ppo.train --config config.json --input data=DIR --input policy=DIR
-        [--input reward_model=DIR] [--input start_policy=DIR] [--input start_value=DIR] [--input reference=DIR]
-        --output DIR
+        [--input reward_model=DIR] [--input second_reward_model=DIR] [--input start_policy=DIR]
+        [--input start_value=DIR] [--input reference=DIR] --output DIR
 
 Roll out, measure, update, and again; then OUTPUT is an `actor_critic`: policy and value model.
 """

@@ -17,6 +17,7 @@ RULES = {
     "math_competition_reward_fn": "tasks.rewards.rules:math_competition_reward_fn",
 }
 OWN_MODEL = "reward_model"  # the program's input that holds the chain's own reward model
+SECOND_MODEL = "second_reward_model"  # that of the chain's second one, and how it is named in a config
 RESERVED_ARGUMENTS = ("prompts", "responses")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
@@ -41,7 +42,7 @@ class ModelReward(Config):
     """What the source is."""
     model: str | None = Field(None, min_length=1)
     """Hub name, folder or artifact of a reward model, which may have a tokenizer and chat template of its own; a LoRA
-    reward model must be of the policy's base. None = the chain's own reward model."""
+    reward model must be of the policy's base. None = the chain's own reward model; second_reward_model = its second."""
     name: Name = Field(default_factory=lambda given: _model_name(given["model"]))
     """In metrics and files. Default: `model`, or the last part of another model's name."""
     weight: Weight = 1.0
@@ -50,7 +51,14 @@ class ModelReward(Config):
     @property
     def input_name(self) -> str:
         """The program's input that holds the model."""
-        return OWN_MODEL if self.model is None else f"reward_{self.name}"
+        if self.model in (None, SECOND_MODEL):
+            return self.model or OWN_MODEL
+        return f"reward_{self.name}"
+
+    @property
+    def source(self) -> str | None:
+        """Where the model is; None for the chain's own two."""
+        return None if self.model == SECOND_MODEL else self.model
 
     @model_validator(mode="after")
     def _leaves_the_own_model_its_input(self) -> "ModelReward":
@@ -187,6 +195,11 @@ class ScoreConfig(Config):
     def uses_reward_model(self) -> bool:
         """Whether the chain's own reward model is among the rewards."""
         return any(isinstance(reward, ModelReward) and reward.model is None for reward in self.rewards)
+
+    @property
+    def uses_second_reward_model(self) -> bool:
+        """Whether the chain's second reward model is among the rewards."""
+        return any(isinstance(reward, ModelReward) and reward.model == SECOND_MODEL for reward in self.rewards)
 
     @model_validator(mode="after")
     def _check_scores(self) -> Self:

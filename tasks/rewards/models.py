@@ -40,22 +40,26 @@ def was_trained_here(folder: Path) -> bool:
     return (folder / SCALAR_HEAD).is_file()
 
 
-def encode_answered(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: str, ends_at_eos: bool) -> list[int]:
+def encode_answered(tokenizer: PreTrainedTokenizerBase, prompt: Text, response: Text, ends_at_eos: bool) -> list[int]:
     """Token ids of prompt and response as the reward model with this tokenizer was trained to read them.
 
-    A plain prompt is followed by the response and EOS. Messages are followed by an assistant's message and go through
-    the reward model's own chat template, whole, as TRL's RewardTrainer builds its chosen text; with `ends_at_eos` only
-    up to the last EOS, as our reward_model stage does. A response that was cut off looks ended in these tokens.
+    A plain prompt is followed by the response and EOS. Messages are followed by an assistant's message, or by those
+    that the response is, and go through the reward model's own chat template, whole, as TRL's RewardTrainer builds its
+    chosen text; with `ends_at_eos` only up to the last EOS, as our reward_model stage does. A response that was cut off
+    looks ended in these tokens.
     """
+    completion: Any = response
+    if isinstance(response, str) and not isinstance(prompt, str):
+        completion = [assistant_message(response)]
     if ends_at_eos:
-        completion: Text = response if isinstance(prompt, str) else [assistant_message(response)]
         prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion)
         return prompt_ids + completion_ids
     if isinstance(prompt, str):
+        assert isinstance(response, str)
         text = prompt + response
         eos = str(tokenizer.eos_token)
         return list(tokenizer(text if text.endswith(eos) else text + eos)["input_ids"])
-    conversation = [*prompt, assistant_message(response)]
+    conversation = [*prompt, *completion]
     return list(tokenizer.apply_chat_template(conversation, return_dict=True)["input_ids"])
 
 

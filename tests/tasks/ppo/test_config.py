@@ -55,7 +55,11 @@ def test_options_that_contradict_each_other_are_refused(options, message) -> Non
 
 
 def test_what_must_be_fetched_is_listed_by_input() -> None:
-    rewards = [{"type": "model"}, {"type": "model", "model": "org/helpful@v2", "name": "helpful"}]
+    rewards = [
+        {"type": "model"},
+        {"type": "model", "model": "org/helpful@v2", "name": "helpful"},
+        {"type": "model", "model": "second_reward_model", "weight": 0},
+    ]
     config = PPOConfig.model_validate({"rewards": rewards, "start_policy": "/a", "reference_model": "org/b"})
     assert config.sources() == {"start_policy": "/a", "reference": "org/b", "reward_helpful": "org/helpful@v2"}
     assert config.uses_reward_model

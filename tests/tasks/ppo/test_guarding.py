@@ -288,6 +288,17 @@ def test_a_reward_that_invites_hacking_is_caught_by_the_second_signal(world, tmp
     assert kept["eval_score"] > start["eval_score"] + 1  # what can be had without losing it
 
 
+def test_the_chains_second_reward_model_is_a_second_signal_and_changes_no_bit(world, tmp_path) -> None:
+    rewards = [{"type": "model"}, {"type": "model", "model": "second_reward_model", "weight": 0}]
+    alone = trained(world, tmp_path / "alone", options(rewards=rewards[:1], guard={}), "reward_model")
+    inputs = ("reward_model", "reward_adapter_as_second_reward_model")
+    both = trained(world, tmp_path / "both", options(rewards=rewards, guard={}), *inputs)
+    assert not differ(alone, both, "")
+    record = read_metrics(tmp_path / "both")[1]
+    assert record["score_second_reward_model_std"] > 0
+    assert record["score_second_reward_model"] != record["score"] == record["score_model"]
+
+
 def test_two_processes_go_back_together_when_one_of_them_has_a_score_that_is_not_finite(world, tmp_path) -> None:
     broken = {"type": "function", "function": "tests.tasks.ppo.tiny:not_a_number_in_one_process"}
     guard = GUARD | {"max_rewinds": 2}

@@ -2,7 +2,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.program import explain
-from tasks.rewards.config import ApiReward, FunctionReward, ModelReward, RewardConfig, check_names
+from tasks.rewards.config import ApiReward, FunctionReward, ModelReward, RewardConfig, ScoreConfig, check_names
 
 ADAPTER = TypeAdapter(RewardConfig)
 URL = "http://localhost:8000/v1/score"
@@ -30,6 +30,16 @@ def test_a_reward_model_has_an_input_of_its_own_and_the_chains_own_has_its_old_o
     assert ModelReward(model="org/judge").input_name == "reward_judge"
     with pytest.raises(ValidationError, match="'model' is kept for the chain's own reward model; give org/x another"):
         ModelReward(model="org/x", name="model")
+
+
+def test_the_chains_second_reward_model_has_an_input_of_its_own_and_nowhere_to_be_fetched_from() -> None:
+    second = ModelReward(model="second_reward_model", weight=0)
+    assert (second.input_name, second.name, second.source) == ("second_reward_model", "second_reward_model", None)
+    assert ModelReward(model="org/judge").source == "org/judge"
+    both = ScoreConfig(rewards=[ModelReward(), second])
+    assert both.uses_reward_model
+    assert both.uses_second_reward_model
+    assert not ScoreConfig().uses_second_reward_model
 
 
 def test_two_sources_with_one_name_are_refused() -> None:

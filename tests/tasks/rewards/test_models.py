@@ -51,6 +51,8 @@ def test_a_conversation_goes_through_the_reward_models_template_with_the_respons
     whole = ["U:", " a", " b", " \n", "A:", " c", "<eos>", " \n", "U:", " b", " \n", "A:", " good", "<eos>", " \n"]
     assert encode_answered(tokenizer, TALK, "good", ends_at_eos=False) == ids(*whole)
     assert encode_answered(tokenizer, TALK, "good", ends_at_eos=True) == ids(*whole[:-1])
+    answer = [{"role": "assistant", "content": "good"}]
+    assert encode_answered(tokenizer, TALK, answer, ends_at_eos=False) == ids(*whole)
 
 
 @pytest.mark.slow
