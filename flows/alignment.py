@@ -9,8 +9,10 @@ from prefect.states import State
 from flows.pipeline import Pipeline
 from flows.recording import pipeline_name, recorded
 from flows.release import release_model
+from flows.scoring import reward_models
 from flows.summary import Summary, summarise
 from tasks import stages
+from tasks.certification import FailedByCertificate
 from tasks.champion import pointer_name
 from tasks.release import FailedByGate
 from tasks.runner import Workplace
@@ -23,7 +25,9 @@ def alignment(
     seed: int | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Summary | State[Any]:
-    """Run the chain; what is already in the store is not computed again. A model that the gate refuses fails the run.
+    """Run the chain; what is already in the store is not computed again.
+
+    A reward model that its certificate refuses fails the run, and so does a model that the gate refuses.
 
     Args:
         pipeline: The options of every stage.
@@ -37,25 +41,27 @@ def alignment(
     try:
         with recorded(options.workplace(), told, options.model_dump(mode="json")) as place:
             return run_chain(options, place)
-    except FailedByGate as refusal:
+    except (FailedByCertificate, FailedByGate) as refusal:
         return refusal.state()
 
 
 def run_chain(options: Pipeline, place: Workplace) -> Summary:
-    """Every stage of the chain, and what came of it; raises FailedByGate before the export if the model is refused."""
+    """Every stage of the chain, and what came of it.
+
+    Raises FailedByCertificate before PPO if the reward model is refused, and FailedByGate before the export if the
+    model is.
+    """
     existing = options.existing_artifacts()
 
     base = existing.get("model")
     data = existing.get("prepare_data") or stages.prepare_data(options.prepare_data, place)
     sft = existing.get("sft") or stages.sft(options.sft, data, base, place)
     start = sft if sft.kind != "adapter" else stages.merge_lora(options.merge_lora, sft, base, data, place)
-    reward_model = existing.get("reward_model")
-    if reward_model is None and options.reward_model is not None:
-        reward_model = stages.reward_model(options.reward_model, data, start, place)
-    ppo = existing.get("ppo") or stages.ppo(options.ppo, data, start, reward_model, place)
+    scoring = reward_models(options, place, existing, data=data, sft=start).by_name()
+    ppo = existing.get("ppo") or stages.ppo(options.ppo, data, start, scoring, place)
     policy = stages.remove_value_head(options.remove_value_head, ppo, start, data, place)
     tuned = policy if policy.kind != "adapter" else stages.merge_lora(options.merge_lora, policy, start, data, place)
-    parents = {"data": data, "sft": sft, "reward_model": reward_model, "ppo": ppo}
+    parents = {"data": data, "sft": sft, **scoring, "ppo": ppo}
     release = release_model(options, place, data=data, model=tuned, sft=start, base=base, parents=parents)
 
     made = {**parents, "evaluate": release.evaluation, "export": release.export}

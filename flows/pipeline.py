@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from infra import local_s3
 from tasks.artifacts import Artifact, import_external, store_at
+from tasks.certify.config import CertifyConfig
 from tasks.config import Config
 from tasks.errors import InputError
 from tasks.evaluate.config import EvaluateConfig
@@ -27,7 +28,7 @@ from tasks.runner import PROJECT, Workplace
 from tasks.sft.config import SFTConfig
 
 WORK_VARIABLE = "ALIGNMENT_WORK_DIR"
-Replaceable = Literal["prepare_data", "sft", "reward_model", "ppo"]
+Replaceable = Literal["prepare_data", "sft", "reward_model", "second_reward_model", "ppo"]
 
 
 class Pipeline(Config):
@@ -42,6 +43,11 @@ class Pipeline(Config):
     """Supervised fine-tuning."""
     reward_model: RewardModelConfig | None = RewardModelConfig()
     """Reward-model training; none: there is none, and ppo.rewards name other sources of the score."""
+    second_reward_model: RewardModelConfig | None = None
+    """A second one that PPO does not follow: it judges the result, and is the guard's second signal where ppo.rewards
+    name it with the weight 0. Give one half: first and the other half: second. None = there is none."""
+    certify: CertifyConfig | None = CertifyConfig()
+    """What a reward model has to prove before PPO starts; None = nothing."""
     ppo: PPOConfig = PPOConfig()
     """PPO."""
     remove_value_head: RemoveValueHeadConfig = RemoveValueHeadConfig()
@@ -69,6 +75,21 @@ class Pipeline(Config):
             raise ValueError(
                 "ppo.rewards asks for the chain's reward model, but neither reward_model nor existing.reward_model is "
                 "given. Set one of them, or other ppo.rewards (a function, a service, a model of its own)."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _second_reward_model_is_another_one(self) -> "Pipeline":
+        trained = self.second_reward_model is not None or "second_reward_model" in self.existing
+        if not trained and self.ppo.uses_second_reward_model:
+            raise ValueError(
+                "ppo.rewards name second_reward_model, but neither second_reward_model nor "
+                "existing.second_reward_model is given. Set one of them."
+            )
+        if self.second_reward_model is not None and self.second_reward_model == self.reward_model:
+            raise ValueError(
+                "second_reward_model has the options of reward_model, so it would be the same model. Set "
+                "reward_model.half: first and second_reward_model.half: second."
             )
         return self
 

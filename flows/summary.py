@@ -46,6 +46,7 @@ class Summary(Config):
     reward_pair_accuracy: float | None = Field(
         description="Share of held-out pairs that the reward model orders right."
     )
+    certificate: list[Verdict] = Field([], description="The verdict of every threshold of the reward model's.")
     score_before: float = Field(
         description="Mean score of SFT's answers to held-out prompts; without a reward model, by the first metric."
     )
@@ -75,14 +76,12 @@ class Summary(Config):
         lineage = f"\n## Lineage\n\n~~~~text\n{self.lineage}\n~~~~\n" if self.lineage else ""
         return f"| figure | value |\n|---|---|\n{rows}\n\n{as_markdown(self.gate)}\n\n{samples}\n{lineage}"
 
-    def _verdicts(self) -> Counter[str]:
-        return Counter(verdict.verdict for verdict in self.gate)
-
     def figures(self) -> dict[str, str]:
         """Each figure's name and value as text, in the order of the chain."""
         figures = {
             "SFT loss, held out": _optional(self.sft_eval_loss),
             "pair accuracy, held out": _optional(self.reward_pair_accuracy),
+            "certificate": _counted(self.certificate) or "none",
             "score before → after PPO": f"{self.score_before:.3f} → {self.score_after:.3f}",
         }
         for name, metric in self.metrics.items():
@@ -95,7 +94,7 @@ class Summary(Config):
             "win rate over the champion": "no champion yet"
             if self.champion_before is None
             else f"{_optional(self.champion_win_rate)} ({self.champion_before})",
-            "gate": ", ".join(f"{count} {verdict}" for verdict, count in self._verdicts().items()) or "no rules",
+            "gate": _counted(self.gate) or "no rules",
             "evaluation": f"{self.artifacts['evaluate']} (report.md)",
             "page of the run": self.page or "none: this run keeps no record",
             "export": self.export_uri,
@@ -112,6 +111,7 @@ def summarise(
     return Summary(
         sft_eval_loss=_figure(made["sft"], "eval_loss", place),
         reward_pair_accuracy=_figure(made.get("reward_model"), "pair_accuracy", place),
+        certificate=read_report(made["certificate"], place)["verdicts"] if "certificate" in made else [],
         score_before=measured[f"{judge}_before"],
         score_after=measured[f"{judge}_after"],
         **{name: measured[name] for name in ("kl", "win_rate", "win_rate_low", "win_rate_high")},
@@ -144,6 +144,11 @@ def _sample(sample: Mapping[str, Any], judge: str) -> Sample:
         sft_score=sample[f"{judge}_before"],
         ppo_score=sample[f"{judge}_after"],
     )
+
+
+def _counted(verdicts: list[Verdict]) -> str:
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
 
 
 def _figure(artifact: Artifact | None, name: str, place: Workplace) -> float | None:

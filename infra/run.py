@@ -38,8 +38,8 @@ LOCAL = PROJECT / ".local"
 RECORD_TIMEOUT_S = 10.0
 
 
-class RefusedByGate(Exception):
-    """The model was not let out; the message says by which rules."""
+class Refused(Exception):
+    """PPO was not started, or the model was not let out; the message says who refused what, and by which rules."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class StageRun:
 def main() -> int:
     """The exit status: 0 when the chain is done, 1 when it failed, 2 when the input was refused, 130 on Ctrl-C.
 
-    3 when the gate refused the model.
+    3 when the certificate refused the reward model, or the gate the model.
     """
     arguments = _parse()
     try:
         _run(arguments)
-    except RefusedByGate as refusal:
-        print(f"\nrefused by the gate: {refusal}", file=sys.stderr)
+    except Refused as refusal:
+        print(f"\nrefused by {refusal}", file=sys.stderr)
         return 3
     except InputError as error:
         print(f"\nrefused: {error}", file=sys.stderr)
@@ -139,6 +139,7 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
 def _run_flow(entry: "Entry", seed: int | None, overrides: Mapping[str, Any]) -> tuple["Summary", dict[str, StageRun]]:
     """The flow's summary, and how each stage went."""
     from flows.alignment import alignment
+    from tasks.certification import FAILED_BY_CERTIFICATE
     from tasks.release import FAILED_BY_GATE
 
     parameters = entry.parameters
@@ -149,8 +150,9 @@ def _run_flow(entry: "Entry", seed: int | None, overrides: Mapping[str, Any]) ->
         overrides={**parameters.overrides, **overrides},
         return_state=True,
     )
-    if state.name == FAILED_BY_GATE:
-        raise RefusedByGate(state.message)
+    refusers = {FAILED_BY_CERTIFICATE: "the reward model's certificate", FAILED_BY_GATE: "the gate"}
+    if state.name in refusers:
+        raise Refused(f"{refusers[state.name]}: {state.message}")
     summary = cast("Summary", state.result())
     assert state.state_details.flow_run_id is not None
     return summary, _stage_runs(state.state_details.flow_run_id)

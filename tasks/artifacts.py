@@ -62,6 +62,7 @@ CARRIERS = (
     "beacon",
     "cache",
     "catalogue",
+    "certification",
     "champion",
     "checkpoint_publisher",
     "claims",

@@ -13,6 +13,7 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 from tasks.artifacts import Artifact, import_external
+from tasks.certify.config import CertifyConfig
 from tasks.config import Config
 from tasks.display import Progress, run_was_cancelled, show_figures, show_log, when_api_is_back
 from tasks.errors import InputError
@@ -33,6 +34,7 @@ HOUR_S = 3600
 DATA = ("data",)
 MODEL = ("model", "export")
 REWARD_MODEL = ("reward_model", "reward_adapter")
+CERTIFICATE = ("certificate",)
 ACTOR_CRITIC = ("actor_critic", "actor_critic_adapter")
 PPO_RESULT = (*ACTOR_CRITIC, "model", "adapter")  # the last two: another library's, with a value head in or beside it
 
@@ -43,13 +45,21 @@ SFT = Stage("sft", "tasks.sft.train", needs={"data": DATA}, may_have={"model": M
 TRAIN_REWARD_MODEL = Stage(
     "reward_model", "tasks.reward_model.train", needs={"data": DATA, "model": MODEL}, accelerate=True
 )
+CERTIFY = Stage(
+    "certify",
+    "tasks.certify.run",
+    needs={"data": DATA, "model": MODEL, "reward_model": REWARD_MODEL},
+    may_have={"second_reward_model": REWARD_MODEL},
+)
 PPO = Stage(
     "ppo",
     "tasks.ppo.train",
     needs={"data": DATA, "policy": MODEL},
     may_have={
         "reward_model": REWARD_MODEL,
+        "second_reward_model": REWARD_MODEL,
         "reward_*": REWARD_MODEL,
+        "certificate": CERTIFICATE,  # not read: the lineage tells by it what PPO was allowed to follow
         "start_policy": (*MODEL, "adapter", *ACTOR_CRITIC),
         "start_value": (*REWARD_MODEL, *ACTOR_CRITIC),
         "reference": MODEL,
@@ -75,7 +85,14 @@ EXPORT = Stage(
     "export",
     "tasks.export.run",
     needs={"model": MODEL, "evaluation": ("evaluation",)},
-    may_have={"data": DATA, "sft": (*MODEL, "adapter"), "reward_model": REWARD_MODEL, "ppo": PPO_RESULT},
+    may_have={
+        "data": DATA,
+        "sft": (*MODEL, "adapter"),
+        "reward_model": REWARD_MODEL,
+        "second_reward_model": REWARD_MODEL,
+        "certificate": CERTIFICATE,
+        "ppo": PPO_RESULT,
+    },
     wants_lineage=True,
 )
 
@@ -132,14 +149,46 @@ def reward_model(config: RewardModelConfig, data: Artifact, model: Artifact, pla
     return _run(TRAIN_REWARD_MODEL, config, makes, place, {"data": data, "model": model})
 
 
+@_stage_task("second_reward_model", timeout_s=48 * HOUR_S, gpu=True)
+def second_reward_model(
+    config: RewardModelConfig, data: Artifact, model: Artifact, place: Workplace
+) -> State[Artifact]:
+    """As reward_model, by other options: what judges PPO's result, or holds its score to account, from outside."""
+    makes = "reward_adapter" if config.lora else "reward_model"
+    inputs = {"data": data, "model": model}
+    return _run(TRAIN_REWARD_MODEL, config, makes, place, inputs, shown_as="second_reward_model")
+
+
+@_stage_task("certify", gpu=True)
+def certify(
+    config: CertifyConfig,
+    data: Artifact,
+    model: Artifact,
+    reward_model: Artifact,
+    second_reward_model: Artifact | None,
+    place: Workplace,
+) -> State[Artifact]:
+    """What the reward model is worth before PPO follows it, with a verdict: kind `certificate`."""
+    inputs = {"data": data, "model": model, "reward_model": reward_model, "second_reward_model": second_reward_model}
+    return _run(CERTIFY, config, "certificate", place, inputs)
+
+
 @_stage_task("ppo", timeout_s=96 * HOUR_S, gpu=True)
 def ppo(
-    config: PPOConfig, data: Artifact, policy: Artifact, reward_model: Artifact | None, place: Workplace
+    config: PPOConfig, data: Artifact, policy: Artifact, scoring: Mapping[str, Artifact | None], place: Workplace
 ) -> State[Artifact]:
-    """Policy and value model after PPO: kind `actor_critic`, or `actor_critic_adapter` where adapters were trained."""
+    """Policy and value model after PPO: kind `actor_critic`, or `actor_critic_adapter` where adapters were trained.
+
+    `scoring` holds the chain's reward models and certificate; a second reward model that no reward names is left out.
+    """
     makes = "actor_critic_adapter" if config.has_adapters else "actor_critic"
+    used = {
+        name: artifact
+        for name, artifact in scoring.items()
+        if name != "second_reward_model" or config.uses_second_reward_model
+    }
     sources = {name: import_external(path) for name, path in config.sources().items()}
-    return _run(PPO, config, makes, place, {"data": data, "policy": policy, "reward_model": reward_model, **sources})
+    return _run(PPO, config, makes, place, {"data": data, "policy": policy, **used, **sources})
 
 
 @_stage_task("remove_value_head")
@@ -185,19 +234,25 @@ def export(
 
 
 def _run(
-    stage: Stage, config: Config, makes: str, place: Workplace, inputs: Mapping[str, Artifact | None]
+    stage: Stage,
+    config: Config,
+    makes: str,
+    place: Workplace,
+    inputs: Mapping[str, Artifact | None],
+    shown_as: str | None = None,
 ) -> State[Artifact]:
-    """Run the stage with the inputs that there are, and show its progress and its figures in the UI.
+    """Run the stage with the inputs that there are, and show its progress and figures in the UI, maybe by another name.
 
     The state that it ends in holds the artifact, and is named AlreadyDone if that was in the store before.
     """
     given = {name: artifact for name, artifact in inputs.items() if artifact is not None}
-    watch = Watch(Progress(stage.name), run_was_cancelled, functools.partial(show_log, stage.name))
+    name = shown_as or stage.name
+    watch = Watch(Progress(name), run_was_cancelled, functools.partial(show_log, name))
     outcome = run_stage(stage, config, given, makes, place, watch)
     get_run_logger().info("%s is at %s", makes, outcome.artifact.uri)
-    when_api_is_back(functools.partial(show_figures, stage.name, outcome.artifact, place))
-    name = ALREADY_DONE if outcome.already_done else "Completed"
-    return Completed(name=name, message=outcome.artifact.uri, data=outcome.artifact)
+    when_api_is_back(functools.partial(show_figures, name, outcome.artifact, place))
+    state = ALREADY_DONE if outcome.already_done else "Completed"
+    return Completed(name=state, message=outcome.artifact.uri, data=outcome.artifact)
 
 
 class _RefusalsWithoutTraceback(logging.Filter):

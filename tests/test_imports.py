@@ -26,8 +26,8 @@ def loaded_by(names: list[str]) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_there_are_eight_stages() -> None:
-    assert len(STAGES) == 8
+def test_there_are_nine_stages() -> None:
+    assert len(STAGES) == 9
 
 
 @pytest.mark.slow

@@ -25,8 +25,10 @@ from tests.smallest import SMALLEST
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-STAGES = ["prepare_data", "sft", "reward_model", "ppo", "remove_value_head", "merge_lora", "evaluate", "export"]
-RELEASE = ["gate", "champion", "report"]
+STAGES = [
+    "prepare_data", "sft", "reward_model", "certify", "ppo", "remove_value_head", "merge_lora", "evaluate", "export",
+]  # fmt: skip
+RELEASE = ["certificate", "gate", "champion", "report"]
 BUSY_S = 30.0
 
 
@@ -140,6 +142,8 @@ def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
         "sft-progress",
         "sft-figures",
         "sft-report",
+        "certify-report",
+        "certificate-thresholds",
         "ppo-report",
         "evaluate-report",
         "gate-report",
@@ -184,6 +188,23 @@ def test_a_model_that_the_gate_refuses_is_not_exported_and_the_champion_stays(
     page = (store.read(f"runs/demo/{run['id']}.html") or b"").decode()
     assert "<h1>Refused by the gate</h1>" in page
     assert "has to be ≤ -1000" in page
+
+
+def test_a_reward_model_that_its_certificate_refuses_is_not_followed(
+    environment: dict[str, str], api: Api, worker: None
+) -> None:
+    overrides = SMALLEST | {"certify.accept": [], "certify.pair_accuracy_low": 1.0}
+    words = ["prefect", "deployment", "run", "alignment/demo", "-p", f"overrides={json.dumps(overrides)}", "--watch"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 1
+    runs = all_runs(api, api.deployments()["demo"]["id"])
+    [run] = [run for run in runs if run["state_name"] == "FailedByCertificate"]
+    assert re.search(r"failed: pair_accuracy_low is \S+, has to be ≥ 1\n", run["state"]["message"])
+    assert "set certify.accept: [" in run["state"]["message"]
+    ran = {task["name"].rsplit("-", 1)[0] for task in ended_tasks(api, run["id"])}
+    assert ran == {"prepare_data", "sft", "reward_model", "certify", "certificate", "report"}
 
 
 def test_a_misspelt_option_is_refused_by_the_server(environment: dict[str, str], api: Api) -> None:

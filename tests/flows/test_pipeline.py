@@ -76,6 +76,24 @@ def test_a_pipeline_without_any_score_is_refused() -> None:
     assert judged.reward_model is None
 
 
+def test_a_second_reward_model_has_to_be_another_one_and_to_be_there_where_ppo_asks_for_it() -> None:
+    with pytest.raises(ValidationError, match="would be the same model"):
+        pipeline(second_reward_model={})
+    halves = {"reward_model": {"half": "first"}, "second_reward_model": {"half": "second"}}
+    assert pipeline(**halves).second_reward_model is not None
+    rewards = {"rewards": [{"type": "model"}, {"type": "model", "model": "second_reward_model", "weight": 0}]}
+    with pytest.raises(ValidationError, match=r"ppo\.rewards name second_reward_model, but neither"):
+        pipeline(ppo=rewards)
+    assert pipeline(ppo=rewards, **halves).ppo.uses_second_reward_model
+    assert pipeline(ppo=rewards, existing={"second_reward_model": "org/judge"}).ppo.uses_second_reward_model
+
+
+def test_a_threshold_of_the_certificate_can_be_accepted_for_one_run() -> None:
+    accepting = pipeline().overridden({"certify.accept": ["length_bias"]})
+    assert accepting.certify is not None
+    assert accepting.certify.accept == ["length_bias"]
+
+
 def test_a_gate_on_a_figure_that_there_will_not_be_is_refused_with_the_nearest_name() -> None:
     for figure, nearest in (("champion_win_rte", "champion_win_rate"), ("rule_differenc", "rule_difference")):
         with pytest.raises(ValidationError, match=f"no figure '{figure}'.*{nearest}"):

@@ -30,6 +30,10 @@ SCORED = {
     "samples": [SAMPLE | {"score_before": -1.0, "score_after": 2.0}],
 }
 VERDICTS = [Verdict(measures="tax", demand="≤ 0.05", measured=0.01, verdict="passed")]
+CERTIFIED = [
+    {"measures": "ece", "demand": "≤ 0.25", "measured": 0.1, "verdict": "passed"},
+    {"measures": "length_bias", "demand": "≤ 0.2", "measured": 0.3, "verdict": "accepted"},
+]
 CHAMPION = Champion(uri="s3://store/champion", digest="1", model="2", run="r", since="now", figures={})
 BY_RULE_ALONE = {key: value for key, value in SCORED.items() if not key.startswith("score_")} | {
     "judge": "rule",
@@ -54,6 +58,7 @@ def test_the_figures_come_from_the_stages_reports(place: Workplace) -> None:
     made = {
         "sft": artifact(place, "sft", {"eval_loss": 2.5}),
         "reward_model": artifact(place, "reward_model", {"pair_accuracy": 0.9}),
+        "certificate": artifact(place, "certify", {"verdicts": CERTIFIED}),
         "evaluate": artifact(place, "evaluate", SCORED),
         "export": artifact(place, "export", {}),
     }
@@ -71,6 +76,7 @@ def test_the_figures_come_from_the_stages_reports(place: Workplace) -> None:
     assert f"~~~~text\n└─ export (any) {made['export'].digest[:12]}" in page
     assert "| win rate over the champion | 0.625 (s3://store/champion) |" in page
     assert "| gate | 1 passed |" in page
+    assert "| certificate | 1 passed, 1 accepted |" in page
     assert "| `tax` | ≤ 0.05 | 0.01 | passed |  |" in page
 
 
@@ -85,5 +91,6 @@ def test_without_sft_and_reward_model_the_rule_judges(place: Workplace) -> None:
     assert (summary.sft_eval_loss, summary.reward_pair_accuracy) == (None, None)
     assert (summary.score_before, summary.score_after) == (1.0, 3.0)
     assert summary.metrics == {}
+    assert summary.figures()["certificate"] == "none"
     assert summary.figures()["SFT loss, held out"] == "not measured"
     assert summary.figures()["win rate over the champion"] == "no champion yet"
