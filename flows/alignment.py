@@ -62,7 +62,8 @@ def run_chain(options: Pipeline, place: Workplace) -> Summary:
     policy = stages.remove_value_head(options.remove_value_head, ppo, start, data, place)
     tuned = policy if policy.kind != "adapter" else stages.merge_lora(options.merge_lora, policy, start, data, place)
     parents = {"data": data, "sft": sft, **scoring, "ppo": ppo}
-    release = release_model(options, place, data=data, model=tuned, sft=start, base=base, parents=parents)
+    alone = {"adapter": policy, "adapter_base": start} if options.export.adapter is not None else {}
+    release = release_model(options, place, data=data, model=tuned, sft=start, base=base, parents=parents | alone)
 
     made = {**parents, "evaluate": release.evaluation, "export": release.export}
     summary = summarise(made, release.verdicts, release.rival, place)

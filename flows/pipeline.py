@@ -115,6 +115,15 @@ class Pipeline(Config):
         return self
 
     @model_validator(mode="after")
+    def _export_has_its_adapter(self) -> "Pipeline":
+        if self.export.adapter is not None and not self.ppo.has_adapters and "ppo" not in self.existing:
+            raise ValueError(
+                "export.adapter asks for the adapter alone, but PPO trains none. Set ppo.tuning lora, or leave "
+                "export.adapter out."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sft_has_a_start(self) -> "Pipeline":
         if self.model is None and self.sft.from_scratch is None and "sft" not in self.existing:
             raise ValueError("SFT has nothing to start from: set model, or sft.from_scratch, or existing.sft.")

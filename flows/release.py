@@ -48,7 +48,7 @@ def release_model(
             options.evaluate, data, sft, model, {"base": base, "champion": champion, **judges}, place
         )
         verdicts = release.gate(options.gate, list(options.evaluate.metrics), evaluation, pointer, place)
-        export = stages.export(options.export, model, evaluation, parents, place)
+        export = stages.export(options.export, model, evaluation, {**parents, "base": base}, place)
         if release.crown(pipeline_name(), export, model, rival, evaluation, place):
             return Release(evaluation, verdicts, export, rival)
     raise RuntimeError(

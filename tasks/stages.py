@@ -87,11 +87,14 @@ EXPORT = Stage(
     needs={"model": MODEL, "evaluation": ("evaluation",)},
     may_have={
         "data": DATA,
+        "base": MODEL,
         "sft": (*MODEL, "adapter"),
         "reward_model": REWARD_MODEL,
         "second_reward_model": REWARD_MODEL,
         "certificate": CERTIFICATE,
         "ppo": PPO_RESULT,
+        "adapter": ("adapter",),
+        "adapter_base": MODEL,
     },
     wants_lineage=True,
 )

@@ -33,4 +33,6 @@ def _replace(aside: Path, output: Path) -> None:
         for old in output.glob(pattern):
             old.unlink()
     for path in sorted(aside.iterdir(), key=lambda path: path.name in MARKERS):
+        if path.is_dir():
+            shutil.rmtree(output / path.name, ignore_errors=True)
         path.replace(output / path.name)

@@ -71,6 +71,6 @@ def test_every_model_is_loaded_under_the_options_that_forbid_both() -> None:
         for name, call in calls(path)
         if name.endswith(".from_pretrained") and name.split(".")[0] in AUTO_CLASSES
     ]
-    assert len(loads) == 5
+    assert len(loads) == 6
     assert [words for _, words in loads if "**options" not in words] == []
     assert [words for name, words in loads if name in MODEL_CLASSES and words.get("use_safetensors") != "True"] == []

@@ -1,18 +1,14 @@
-"""Write a model as users load it, then load it as they do and compare it with the model it came from."""
+"""A model as users load it: weights, tokenizer, chat template, generation config."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.data import Text, encode_prompt
-from tasks.logits import Answers, answers_of, require_agreement
-from tasks.model_files import CONFIG, read_json
-from tasks.modeling import save_generation_config, torch_dtype
+from tasks.export.trial import Exam, Trial, try_form
+from tasks.export.weights import copy_weights, own_dtype, read_weights
+from tasks.modeling import save_description, torch_dtype, write_generation_config
 from tasks.safe_loading import no_custom_code
 
 # A model of plain text continues what it is given: the messages' texts one after the other, nothing added.
@@ -20,86 +16,46 @@ PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor
 LOADS_WITH = "AutoModelForCausalLM.from_pretrained, AutoTokenizer.from_pretrained"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What came of loading the finished export and using it."""
-
-    loads_with: str
-    loaded_class: str
-    transformers_version: str
-    prompt: str
-    answer: str
-    max_logit_difference: float
-    max_logit: float  # largest absolute logit of the source: what the difference is to be seen against
-    num_greedy_texts: int
-    num_greedy_texts_equal: int
-
-
-def own_dtype(folder: Path) -> str:
-    """The precision that the weights in a `model` folder say they have; float32 where they say nothing."""
-    config = read_json(folder / CONFIG)
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
-
-
 def write_package(
     folder: Path,
-    model: PreTrainedModel,
+    source: Path,
     tokenizer: PreTrainedTokenizerBase,
+    *,
     sampling: Mapping[str, Any],
+    dtype: str,
     max_shard_size: str,
 ) -> None:
-    """Fill `folder` with weights, tokenizer, chat template and a generation_config.json that samples as evaluated."""
+    """Fill `folder` with the model of `source` in `dtype`, its tokenizer and what it samples as.
+
+    Every tensor stays as it is where `dtype` is the source's own. Without `sampling` the generation config stays too.
+    """
+    give_template(tokenizer)
+    changed = dtype != own_dtype(source)
+    copy_weights(folder, read_weights(source), torch_dtype(dtype) if changed else None, max_shard_size)
+    save_description(folder, source, torch_dtype(dtype), tokenizer)
+    if sampling:
+        given = GenerationConfig.from_pretrained(folder, local_files_only=True).to_dict()
+        write_generation_config(folder, GenerationConfig.from_dict(given | _generation_options(sampling)), tokenizer)
+
+
+def give_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer without a chat template the one that writes the messages' texts alone."""
     if tokenizer.chat_template is None:
         starts_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
-    model.generation_config = GenerationConfig.from_dict(
-        model.generation_config.to_dict() | _generation_options(sampling)
-    )
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    tokenizer.save_pretrained(folder)
-    save_generation_config(folder, model, tokenizer)
 
 
-def encode_samples(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Text], answers: Sequence[str]
-) -> list[list[int]]:
-    """Token ids of each question with its answer."""
-    return [
-        encode_prompt(tokenizer, question) + tokenizer(answer, add_special_tokens=False)["input_ids"]
-        for question, answer in zip(questions, answers, strict=True)
-    ]
-
-
-def try_package(
-    folder: Path, question: Text, prompts: Sequence[Sequence[int]], source: Answers, tolerance: float
-) -> Trial:
-    """Load `folder` as a user does, answer `question` (seed 0), and ask `prompts`, which the `source` answered too.
-
-    Raises ModelsDiffer where the two are further apart than `tolerance`, a share of the largest logit; 0: equal bits.
-    """
+def load_package(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer, loaded from their folder as a user does."""
     with no_custom_code(folder) as options:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
-    ids = torch.tensor([encode_prompt(tokenizer, question)])
-    torch.manual_seed(0)
-    output = model.generate(ids, attention_mask=torch.ones_like(ids))
-    found = require_agreement(source, answers_of(model, prompts, source), tolerance, "The export says something else")
-    return Trial(
-        loads_with=LOADS_WITH,
-        loaded_class=type(model).__name__,
-        transformers_version=transformers.__version__,
-        prompt=question if isinstance(question, str) else question[0]["content"],
-        answer=tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True),
-        max_logit_difference=found.largest,
-        max_logit=found.scale,
-        num_greedy_texts=found.num_greedy,
-        num_greedy_texts_equal=found.num_greedy_equal,
-    )
+    return model, tokenizer
 
 
-def cast(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
-    """The model itself, its weights now in `dtype`."""
-    return model.to(torch_dtype(dtype))
+def try_package(folder: Path, exam: Exam, tolerance: float) -> Trial:
+    """What came of loading `folder` and asking it; raises ModelsDiffer where it is no longer the source."""
+    return try_form(*load_package(folder), exam, tolerance, LOADS_WITH)
 
 
 def _generation_options(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,145 +1,130 @@
 """The finished model as users load it: weights, tokenizer, chat template, generation config and model card.
 
-    python -m tasks.export.run --config config.json --input model=DIR --input evaluation=DIR \\
-        [--input data=DIR --input sft=DIR --input reward_model=DIR --input ppo=DIR] --output DIR
+    python -m tasks.export.run --config config.json --input model=DIR [--input evaluation=DIR]
+        [--input data=DIR --input base=DIR --input sft=DIR --input reward_model=DIR --input ppo=DIR] --output DIR
 
-The optional inputs are described on the card. Everything is written to OUTPUT/.unfinished, loaded from there as a user
-would, compared with the model it came from, and only then moved into place, config.json last.
+The optional inputs are described on the card. Everything is written aside, each form is loaded from there as a user
+would and compared with the model it came from, and only then it is moved into place, config.json last.
+`python -m tasks.export` exports any model by hand.
 """
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tasks.data import Text, encode_prompt
-from tasks.errors import InputError
-from tasks.export.card import Facts, Parent, model_card
+from tasks.export.card import Facts, model_card
 from tasks.export.config import ExportConfig
-from tasks.export.package import (
-    cast,
-    encode_samples,
-    own_dtype,
-    try_package,
-    write_package,
-)
-from tasks.logits import answers_of
-from tasks.model_files import CONFIG, read_json, require_kind, write_json
-from tasks.modeling import load_causal_lm, load_tokenizer, quiet_libraries
+from tasks.export.forms import check_forms, make_forms
+from tasks.export.front_matter import check_card
+from tasks.export.hub import push
+from tasks.export.origins import read_origins
+from tasks.export.package import try_package, write_package
+from tasks.export.parents import read_lineage, read_parents, read_tree
+from tasks.export.reproduction import REPRODUCE, read_reproduction
+from tasks.export.serving import SERVE, serve_command, serve_script
+from tasks.export.source import Source, read_source
+from tasks.export.trial import Exam, Trial
+from tasks.model_files import require_kind, write_json
+from tasks.modeling import quiet_libraries
 from tasks.program import require, run_program
 from tasks.tracking import MetricsLog
+from tasks.unchecked import unchecked
 
-UNFINISHED = ".unfinished"
 NUM_STEPS = 2
-NUM_COMPARED = 3
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What the export needs of the `evaluation` artifact."""
+class Proof:
+    """How a copy of the export is proved to be one."""
 
-    results: str  # report.md
-    sampling: Mapping[str, Any]
-    conversational: bool
-    questions: list[Text]  # of the first samples: the export is tried and compared on them
-    answers: list[str]
+    exam: Exam
+    tolerance: float
 
 
 def main(config: ExportConfig, inputs: Mapping[str, Path], output: Path) -> None:
-    """Write the model in `inputs` to `output`, with its card, and prove that it loads."""
+    """Write the model in `inputs` to `output` in every form that the config asks for, and push it if it asks so."""
+    proof = export(config, inputs, output)
+    if config.hub is not None:
+        print(f"pushed to {push(config.hub, output, proof.exam, proof.tolerance).url}")
+
+
+def export(config: ExportConfig, inputs: Mapping[str, Path], output: Path) -> Proof:
+    """Fill `output` with every form, each loaded and compared with the model in `inputs`, or with no model."""
     quiet_libraries()
-    require(inputs, "model", "evaluation", *inputs)
+    require(inputs, "model", *inputs)
     require_kind(inputs["model"], "model")
-    evaluation = read_evaluation(inputs["evaluation"])
+    check_forms(config, inputs)
+    output.mkdir(parents=True, exist_ok=True)
     log = MetricsLog(output)
-    folder = output / UNFINISHED
-    shutil.rmtree(folder, ignore_errors=True)
-    dtype = own_dtype(inputs["model"]) if config.dtype == "as_is" else config.dtype
-    tokenizer, model = load_tokenizer(inputs["model"]), load_causal_lm(inputs["model"], own_dtype(inputs["model"]))
-    prompts = [encode_prompt(tokenizer, question) for question in evaluation.questions]
-    prompts += encode_samples(tokenizer, evaluation.questions, evaluation.answers)
-    source, num_parameters = answers_of(model, prompts), model.num_parameters()
-    write_package(folder, cast(model, dtype), tokenizer, evaluation.sampling, config.max_shard_size)
-    del model  # one model in memory at a time
-    log.write(1, NUM_STEPS, {"num_parameters": num_parameters})
-    tolerance = 0.0 if dtype == own_dtype(inputs["model"]) else config.logit_tolerance
-    trial = try_package(folder, evaluation.questions[0], prompts, source, tolerance)
-    facts = Facts(
-        parents=read_parents(inputs),
-        results=evaluation.results,
-        num_parameters=num_parameters,
-        dtype=dtype,
-        conversational=evaluation.conversational,
-        sampling=evaluation.sampling,
-        trial=trial,
-        tree=read_tree(inputs),
-    )
-    describe(folder, config, facts)
-    move_into_place(folder, output)
+    source = read_source(config, inputs)
+    log.write(1, NUM_STEPS, {"num_parameters": source.num_parameters})
+    dtype = source.dtype if config.dtype == "as_is" else config.dtype
+    proof = Proof(source.exam, 0.0 if dtype == source.dtype else config.logit_tolerance)
+    with unchecked(output) as folder:
+        write_package(
+            folder,
+            source.folder,
+            source.tokenizer,
+            sampling=source.evaluation.sampling,
+            dtype=dtype,
+            max_shard_size=config.max_shard_size,
+        )
+        trial = try_package(folder, source.exam, proof.tolerance)
+        forms = make_forms(config, inputs, source, folder)
+        describe(folder, config, gather(config, inputs, source, folder, dtype=dtype, trial=trial, forms=forms))
     log.write(2, NUM_STEPS, {"max_logit_difference": trial.max_logit_difference})
     print(f"{trial.loaded_class} loads with {trial.loads_with}; its answer to {trial.prompt!r}: {trial.answer!r}")
+    return proof
 
 
-def read_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in `folder`; raises InputError if a part of it is missing."""
-    content = read_json(folder / "evaluation.json")
-    if not (folder / "report.md").is_file() or not (folder / "samples.json").is_file():
-        raise InputError(
-            f"{folder}: expected what evaluate writes; report.md or samples.json is missing. Run it again."
-        )
-    samples = json.loads((folder / "samples.json").read_text())[:NUM_COMPARED]
-    prompts = [sample["prompt"] for sample in samples]
-    conversational = bool(content["conversational"])
-    return Evaluation(
-        results=(folder / "report.md").read_text(),
-        sampling=content["config"]["sampling"],
-        conversational=conversational,
-        questions=[[{"role": "user", "content": prompt}] if conversational else prompt for prompt in prompts],
-        answers=[sample["after"] for sample in samples],
+def gather(
+    config: ExportConfig,
+    inputs: Mapping[str, Path],
+    source: Source,
+    folder: Path,
+    *,
+    dtype: str,
+    trial: Trial,
+    forms: Mapping[str, Trial],
+) -> Facts:
+    """What the card of the export in `folder` tells; `trial` is of its weights in `dtype`."""
+    lineage = read_lineage(inputs)
+    return Facts(
+        parents=read_parents(inputs),
+        origins=read_origins(config, inputs, lineage),
+        reproduction=read_reproduction(config, lineage),
+        results=source.evaluation.results,
+        num_parameters=source.num_parameters,
+        dtype=dtype,
+        conversational=not isinstance(source.exam.question, str),
+        sampling=source.evaluation.sampling,
+        trial=trial,
+        serve=serve_command(folder, ".", dtype, config.name),
+        forms=forms,
+        tree=read_tree(inputs),
     )
-
-
-def read_parents(inputs: Mapping[str, Path]) -> dict[str, Parent]:
-    """What each input tells of itself in its report.json, and what the input `lineage`, where given, tells of it."""
-    lineage = _json_in(inputs["lineage"], "lineage.json") if "lineage" in inputs else {}
-    return {
-        name: Parent(_json_in(folder, "report.json"), lineage.get(name, {}))
-        for name, folder in inputs.items()
-        if name != "lineage"
-    }
-
-
-def read_tree(inputs: Mapping[str, Path]) -> str:
-    """What the inputs were made of, as lines of text; empty where the input `lineage` was not given."""
-    tree = inputs["lineage"] / "tree.txt" if "lineage" in inputs else None
-    return tree.read_text() if tree is not None and tree.is_file() else ""
-
-
-def _json_in(folder: Path, name: str) -> dict[str, Any]:
-    return read_json(folder / name) if (folder / name).is_file() else {}
 
 
 def describe(folder: Path, config: ExportConfig, facts: Facts) -> None:
-    """Write the model card, the evaluation's report and report.json beside the weights in `folder`."""
-    (folder / "README.md").write_text(model_card(config, facts))
-    (folder / "report.md").write_text(facts.results)
+    """Write the model card, what goes with it, and report.json beside the weights in `folder`."""
+    card = model_card(config, facts)
+    check_card(card)
+    (folder / "README.md").write_text(card)
+    (folder / SERVE).write_text(serve_script(folder, facts.dtype, config.name))
+    if facts.results:
+        (folder / "report.md").write_text(facts.results)
+    if facts.reproduction.pipeline:
+        (folder / REPRODUCE).write_text(facts.reproduction.entry())
     report = {
         **dataclasses.asdict(facts.trial),
         "num_parameters": facts.num_parameters,
         "dtype": facts.dtype,
         "weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "license": facts.origins.license,
+        "forms": {name: dataclasses.asdict(trial) for name, trial in facts.forms.items()},
     }
     write_json(folder / "report.json", report)
-
-
-def move_into_place(folder: Path, output: Path) -> None:
-    """Move what is in `folder` up to `output`, config.json last: without it nothing there loads as a model."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
-        path.replace(output / path.name)
-    folder.rmdir()
 
 
 if __name__ == "__main__":

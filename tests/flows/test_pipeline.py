@@ -105,6 +105,14 @@ def test_a_gate_on_a_figure_that_there_will_not_be_is_refused_with_the_nearest_n
     assert judged.gate.rules[0].figure == "llm_win_rate"
 
 
+def test_the_adapter_alone_is_refused_where_none_is_trained() -> None:
+    alone: dict[str, Any] = {"export": {"adapter": {}}}
+    assert pipeline(**alone, ppo={"tuning": "lora"}).export.adapter is not None
+    assert pipeline(**alone, ppo={"tuning": "full"}, existing={"ppo": "folder"}).export.adapter is not None
+    with pytest.raises(ValidationError, match=r"export\.adapter asks for the adapter alone.*Set ppo\.tuning"):
+        pipeline(**alone, ppo={"tuning": "full"})
+
+
 def test_the_gate_can_be_overridden() -> None:
     assert pipeline().overridden({"gate.tax": 0.5}).gate.tax == 0.5
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -11,20 +12,9 @@ from tasks.export import run
 from tasks.export.config import ExportConfig
 from tasks.logits import ModelsDiffer
 from tests.tasks.evaluate import tiny_chain
+from tests.tasks.export.tiny_export import write_evaluation
 
-SAMPLING = {"response_length": 5, "min_new_tokens": 0, "temperature": 0.8, "top_k": 0, "top_p": 1.0}
-SAMPLES = [{"prompt": "good film", "after": "very warm"}, {"prompt": "bad plot", "after": "not dull"}]
 IDS = torch.tensor([[2, 4, 8, 7, 3]])
-
-
-def write_evaluation(folder, conversational=False):
-    folder.mkdir()
-    (folder / "evaluation.json").write_text(
-        json.dumps({"config": {"sampling": SAMPLING}, "conversational": conversational})
-    )
-    (folder / "samples.json").write_text(json.dumps(SAMPLES))
-    (folder / "report.md").write_text("# PPO against SFT\n\nPPO beats SFT.\n")
-    return folder
 
 
 @pytest.fixture
@@ -52,7 +42,7 @@ def test_an_export_loads_from_its_folder_alone_and_computes_the_same(inputs, out
     report = json.loads((output / "report.json").read_text())
     names = {
         *("config.json", "generation_config.json", "model.safetensors", "README.md", "report.md", "report.json"),
-        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "metrics.jsonl"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "metrics.jsonl", "serve.sh"),
     }
     assert {path.name for path in output.iterdir()} == names
     assert torch.equal(logits(output), logits(inputs["model"]))
@@ -116,7 +106,7 @@ def test_bfloat16_weights_are_half_as_large_and_close(inputs, output):
 
 
 def test_a_changed_precision_beyond_the_tolerance_is_an_error(inputs, output):
-    with pytest.raises(ModelsDiffer, match="The export says something else"):
+    with pytest.raises(ModelsDiffer, match="loads says something else than the model before export"):
         run.main(ExportConfig(dtype="bfloat16", logit_tolerance=1e-9), inputs, output)
 
     assert not (output / "config.json").exists()
@@ -140,41 +130,28 @@ def test_small_shards_make_several_files_that_load(inputs, output):
 
 
 def test_damaged_weights_are_noticed_and_leave_no_model(inputs, output, monkeypatch):
-    def write_damaged(folder, model, *rest):
-        with torch.no_grad():
-            model.lm_head.weight[3] += 1
-        write_package(folder, model, *rest)
+    def write_damaged(folder, *rest, **options):
+        write_package(folder, *rest, **options)
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+        tensors["lm_head.weight"][3] += 1
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     write_package = run.write_package
     monkeypatch.setattr(run, "write_package", write_damaged)
 
-    with pytest.raises(ModelsDiffer, match="The export says something else"):
+    with pytest.raises(ModelsDiffer, match="loads says something else than the model before export"):
         run.main(ExportConfig(), inputs, output)
 
     assert not (output / "config.json").exists()
 
 
 def test_what_an_interrupted_attempt_left_does_not_reach_the_export(inputs, output):
-    (output / ".unfinished").mkdir()
-    (output / ".unfinished" / "half.json").write_text("{")
+    (output / "unchecked").mkdir()
+    (output / "unchecked" / "half.json").write_text("{")
 
     run.main(ExportConfig(), inputs, output)
 
     assert not (output / "half.json").exists()
-
-
-def test_the_config_is_moved_last(output, monkeypatch):
-    moved = []
-    replace = run.Path.replace
-    monkeypatch.setattr(run.Path, "replace", lambda path, target: moved.append(path.name) or replace(path, target))
-    (output / ".unfinished").mkdir()
-    for name in ("config.json", "README.md", "model.safetensors"):
-        (output / ".unfinished" / name).write_text(name)
-
-    run.move_into_place(output / ".unfinished", output)
-
-    assert moved[-1] == "config.json"
-    assert {path.name for path in output.iterdir()} == {"config.json", "README.md", "model.safetensors"}
 
 
 def test_parents_stand_on_the_card(inputs, output, tmp_path):
