@@ -66,7 +66,14 @@ def main(config: CertifyConfig, inputs: Mapping[str, Path], output: Path) -> Non
     groups["sft"] = answer_prompts(config, inputs["model"], prompts, tokenizer)
     measured = _measured(config, groups, readers)
     figures = _with_matches(figures_of(measured, config.num_bins, config.matched_within), matches)
-    _write(config, figures, measured, matches, groups["sft"], output)
+    page = Page(
+        figures=figures,
+        verdicts=judge(config, figures),
+        tokenizer=matches["tokenizer"].verdict,
+        template=matches["template"].verdict,
+        samples=extreme_samples(groups["sft"], measured.groups["sft"].scores.tolist(), NUM_SAMPLES),
+    )
+    _write(page, measured, output)
 
 
 def judge(config: CertifyConfig, figures: Figures) -> list[Verdict]:
@@ -143,31 +150,21 @@ def _with_matches(figures: Figures, matches: Mapping[str, Match]) -> Figures:
     return dataclasses.replace(figures, by_name={**figures.by_name, **found}, missing={**figures.missing, **missing})
 
 
-def _write(
-    config: CertifyConfig,
-    figures: Figures,
-    measured: Measured,
-    matches: Mapping[str, Match],
-    answers: Sequence[Response],
-    output: Path,
-) -> None:
-    verdicts = judge(config, figures)
-    samples = extreme_samples(answers, measured.groups["sft"].scores.tolist(), NUM_SAMPLES)
-    page = Page(figures, verdicts, matches["tokenizer"].verdict, matches["template"].verdict, samples)
+def _write(page: Page, measured: Measured, output: Path) -> None:
     (output / "report.md").write_text(markdown(page))
-    plot_certificate(measured.groups, figures.reliability, output / "certificate.png")
+    plot_certificate(measured.groups, page.figures.reliability, output / "certificate.png")
     report: dict[str, Any] = {
-        "verdict": verdict(verdicts),
-        "is_open": is_open(verdicts),
-        "accepted": [one.measures for one in verdicts if one.verdict == ACCEPTED],
-        **figures.by_name,
-        "verdicts": [one.model_dump() for one in verdicts],
-        "reliability": [dataclasses.asdict(one) for one in figures.reliability],
-        "split_accuracies": list(figures.split_accuracies),
-        "tokenizer": matches["tokenizer"].verdict,
-        "template": matches["template"].verdict,
-        "not_measured": dict(figures.missing),
-        "samples": [dataclasses.asdict(one) for one in samples],
+        "verdict": verdict(page.verdicts),
+        "is_open": is_open(page.verdicts),
+        "accepted": [one.measures for one in page.verdicts if one.verdict == ACCEPTED],
+        **page.figures.by_name,
+        "verdicts": [one.model_dump() for one in page.verdicts],
+        "reliability": [dataclasses.asdict(one) for one in page.figures.reliability],
+        "split_accuracies": list(page.figures.split_accuracies),
+        "tokenizer": page.tokenizer,
+        "template": page.template,
+        "not_measured": dict(page.figures.missing),
+        "samples": [dataclasses.asdict(one) for one in page.samples],
     }
     write_json(output / "report.json", report)
     print(report["verdict"])
