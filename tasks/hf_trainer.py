@@ -89,6 +89,11 @@ class LocalTrainer(PickleFreeTrainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return EpochSampler(size, lengths, self.args.seed, lambda: int(self.state.epoch or 0))
 
+    def _init_training_state(self, max_steps: int, steps_per_epoch: int, num_epochs: int, *rest: Any) -> Any:
+        """The epochs and batches that are done: all epochs after the last step, where the trainer would do another."""
+        done = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, *rest)
+        return (num_epochs, 0) if self.state.global_step >= max_steps else done
+
     def each_eval_batch(self, measure: Callable[[nn.Module, Any], Tensor]) -> Iterator[Tensor]:
         """measure(model, batch) [rows, ...] for each batch of held-out records, gathered from all processes."""
         model = self.accelerator.unwrap_model(self.model)

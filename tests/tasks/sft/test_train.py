@@ -186,6 +186,16 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, average
     assert [record["step"] for record in read_metrics(resumed)] == sorted(r["step"] for r in read_metrics(resumed))
 
 
+@pytest.mark.parametrize("average_from", [None, 0.25])
+def test_a_run_that_was_interrupted_after_its_last_step_trains_no_further(tmp_path, monkeypatch, average_from):
+    options = {"max_steps": 3, "save_steps": 3, "average_from": average_from}  # 4 make an epoch
+    first = load_causal_lm(run(tmp_path, **options)).state_dict()
+    monkeypatch.setattr(sft.CompletionTrainer, "training_step", None)
+    (tmp_path / "output" / "model.safetensors").unlink()
+    second = load_causal_lm(run(tmp_path, **options)).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_smaller_batches_do_the_same_mathematics(tmp_path):
     config = SFTConfig(**QUICK)
     less = config.with_less_memory("cpu").model_dump(include={"per_device_batch_size", "gradient_accumulation_steps"})
