@@ -156,6 +156,16 @@ def test_the_sft_models_answers_get_the_scores_that_ppo_would_give_them(world, t
     assert reader.scores({"sft": responses}, CONFIG)["sft"] == pytest.approx(expected.numpy(), abs=1e-4)
 
 
+def test_the_seed_draws_the_answers(world):
+    tokenizer = make_tokenizer()
+    prompts = read_prompts(world["data"], "test", tokenizer, None)[:8]
+    drawn = [
+        [one.response_ids for one in answer_prompts(config, world["model"], prompts, tokenizer)]
+        for config in (CONFIG, CONFIG, CONFIG.model_copy(update={"seed": 1}))
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_the_samples_are_the_answers_with_the_highest_and_lowest_scores(world, tmp_path):
     report = certified(world, tmp_path / "one")
     scores = [one["score"] for one in report["samples"]]
