@@ -1,4 +1,4 @@
-"""The demo's eight stages by the runner alone, in one process without Prefect: what most kills are aimed at.
+"""The demo's nine stages by the runner alone, in one process without Prefect: what most kills are aimed at.
 
     python -m tests.chaos.chain --file pipelines.yaml [--until STAGE]
 
@@ -8,6 +8,7 @@ The store, the servers and the work folder come from the environment, as for eve
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import yaml
 
@@ -15,6 +16,7 @@ from flows.pipeline import Pipeline
 from infra.entries import read_entries
 from tasks import stages
 from tasks.artifacts import Artifact, import_external
+from tasks.certify.config import Threshold
 from tasks.config import Config
 from tasks.errors import InputError
 from tasks.runner import PROJECT, Stage, StageFailed, Watch, run_stage
@@ -27,6 +29,7 @@ SIZES = SMALLEST | {
     "reward_model.max_steps": 12,
     "reward_model.per_device_batch_size": 8,
     "reward_model.save_steps": 3,
+    "certify.accept": list(get_args(Threshold)),
     "ppo.total_episodes": 80,
     "ppo.checkpoint_every": 2,
 }
@@ -71,13 +74,14 @@ def _run_chain(options: Pipeline, until: str | None) -> None:
     sft = run(stages.SFT, options.sft, "model", data=data)
     assert options.reward_model is not None
     reward_model = run(stages.TRAIN_REWARD_MODEL, options.reward_model, "reward_model", data=data, model=sft)
-    ppo = run(stages.PPO, options.ppo, "actor_critic_adapter", data=data, policy=sft, reward_model=reward_model)
+    assert options.certify is not None
+    scored = {"data": data, "reward_model": reward_model}
+    certificate = run(stages.CERTIFY, options.certify, "certificate", model=sft, **scored)
+    ppo = run(stages.PPO, options.ppo, "actor_critic_adapter", policy=sft, certificate=certificate, **scored)
     adapter = run(stages.REMOVE_VALUE_HEAD, options.remove_value_head, "adapter", actor_critic=ppo, model=sft)
     tuned = run(stages.MERGE_LORA, options.merge_lora, "model", adapter=adapter, model=sft)
-    evaluation = run(
-        stages.EVALUATE, options.evaluate, "evaluation", data=data, sft=sft, ppo=tuned, reward_model=reward_model
-    )
-    parents = {"data": data, "sft": sft, "reward_model": reward_model, "ppo": ppo}
+    evaluation = run(stages.EVALUATE, options.evaluate, "evaluation", sft=sft, ppo=tuned, **scored)
+    parents = {"sft": sft, "certificate": certificate, "ppo": ppo, **scored}
     run(stages.EXPORT, options.export, "export", model=tuned, evaluation=evaluation, **parents)
 
 

@@ -78,7 +78,7 @@ class Disturbance:
             processes = marked(self._launch.mark)
             stage = stage_of(self._launch.supervisor(processes))
             last_work = now if stage else last_work
-            if stage and point.stage and stages.index(stage) > stages.index(point.stage):
+            if stage in stages and point.stage and stages.index(stage) > stages.index(point.stage):
                 return True
             here = stage == point.stage if point.stage else self._launch.main_process(processes) is not None
             began = now if here and began is None else began

@@ -24,6 +24,7 @@ EARLY_SHARE = 0.15
 PUBLISH_SHARE = 0.2
 EARLY_LIMIT_S = 4.0
 TARGETS = ("child", "rank", "runner", "supervisor", "s3 server")
+WITHOUT_WEIGHTS = ("prepare_data", "certify", "evaluate")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
@@ -123,5 +124,5 @@ def weights_of(uri: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(store_at(uri.partition("/artifacts/")[0]), import_external(uri), Path(folder))
         weights = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.rglob("*.safetensors")}
-    assert weights or "/prepare_data/" in uri or "/evaluate/" in uri, f"{uri} holds no weights"
+    assert weights or any(f"/{stage}/" in uri for stage in WITHOUT_WEIGHTS), f"{uri} holds no weights"
     return weights
