@@ -42,6 +42,8 @@ def require_open(certificate: Artifact, place: Workplace) -> list[Verdict]:
 @task(name="certificate", cache_policy=NO_CACHE)
 def _certificate(certificate: Artifact, place: Workplace) -> State[Any]:
     verdicts = [Verdict.model_validate(one) for one in read_report(certificate, place)["verdicts"]]
+    if place.run is not None:
+        place.run.write({"certificate": verdicts})
     create_table_artifact(table=[verdict.model_dump() for verdict in verdicts], key="certificate-thresholds")
     if not is_open(verdicts):
         refusal = FailedByCertificate(verdicts, certificate.uri)

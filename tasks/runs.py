@@ -29,7 +29,7 @@ BY_HAND = "by-hand"
 LONGEST_ERROR = 4000  # characters
 
 
-Outcome = Literal["running", "exported", "refused", "failed"]
+Outcome = Literal["running", "exported", "refused", "uncertified", "failed"]
 
 
 class StageRun(Config):
@@ -57,6 +57,8 @@ class RunRecord(Config):
     """The whole pipeline, overrides included."""
     error: str = ""
     """Why the run failed."""
+    certificate: list[Verdict] = Field(default_factory=list)
+    """Of the reward model's certificate."""
     verdicts: list[Verdict] = Field(default_factory=list)
     """Of the gate."""
     figures: dict[str, float] = Field(default_factory=dict)
@@ -76,11 +78,16 @@ class RunRecord(Config):
 
     @property
     def outcome(self) -> Outcome:
-        """What came of the run, as far as it is known; a run that was killed seems to be running."""
+        """What came of the run, as far as it is known; a run that was killed seems to be running.
+
+        Refused is what the gate did not let out, uncertified what its reward model's certificate stopped before PPO.
+        """
         if self.state == "running":
             return "running"
         if self.state == "completed":
             return "exported"
+        if any(verdict.verdict == FAILED for verdict in self.certificate):
+            return "uncertified"
         return "refused" if any(verdict.verdict == FAILED for verdict in self.verdicts) else "failed"
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.report.facts import RunFacts
 from tasks.report.samples import LABELS
-from tasks.rules import FAILED, PASSED
+from tasks.rules import FAILED, PASSED, Verdict
 from tasks.runs import RunRecord
 
 WIN_RATE = re.compile(r"(?P<greedy>greedy_)?(?P<champion>champion_)?(?P<judge>\w+?)_win_rate")
@@ -58,25 +58,25 @@ class WinRate:
     high: float
 
 
-def headline(facts: RunFacts) -> Headline:
+def headline(record: RunRecord) -> Headline:
     """What came of the run."""
-    record = facts.record
     if record.outcome == "exported":
         return _exported(record)
     if record.outcome == "refused":
         return _refused(record)
+    if record.outcome == "uncertified":
+        return _uncertified(record)
     if record.outcome == "failed":
-        return _failed(facts)
+        return _failed(record)
     return Headline("Not ended", "wait", [f"The run is under way, or was killed, after {_last_stage(record)}."])
 
 
-def rules_in_words(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+def rules_in_words(verdicts: Sequence[Verdict]) -> list[str]:
     """Each rule that failed, with what was measured."""
     return [
-        f"{one['measures']} is {'not measured' if one['measured'] is None else format(one['measured'], '.4g')}, "
-        f"has to be {one['demand']}"
+        f"{one.measures} is {'not measured' if one.measured is None else f'{one.measured:.4g}'}, has to be {one.demand}"
         for one in verdicts
-        if one["verdict"] == FAILED
+        if one.verdict == FAILED
     ]
 
 
@@ -140,22 +140,23 @@ def _exported(record: RunRecord) -> Headline:
 
 
 def _refused(record: RunRecord) -> Headline:
-    rules = rules_in_words([one.model_dump() for one in record.verdicts])
+    rules = rules_in_words(record.verdicts)
     refusal = (
         f"The model failed {len(rules)} of {len(record.verdicts)} rules. Nothing was exported, the champion stays."
     )
     return Headline("Refused by the gate", "bad", [refusal, *_comparison(record.figures)], rules)
 
 
-def _failed(facts: RunFacts) -> Headline:
-    """A run that ended in error; one whose last stage is a certificate that says no was refused by that."""
-    last = facts.stages[-1] if facts.stages else None
-    if last is not None and last.name == "certify" and last.report.get("is_open") is False:
-        refusal = [str(last.report["verdict"]), "PPO was not started, the champion stays."]
-        return Headline("Refused by the certificate", "bad", refusal, rules_in_words(last.report["verdicts"]))
-    error = facts.record.error.strip()
+def _uncertified(record: RunRecord) -> Headline:
+    rules = rules_in_words(record.certificate)
+    refusal = f"The reward model failed {len(rules)} of {len(record.certificate)} thresholds."
+    return Headline("Refused by the certificate", "bad", [refusal, "PPO was not started, the champion stays."], rules)
+
+
+def _failed(record: RunRecord) -> Headline:
+    error = record.error.strip()
     first = error.splitlines()[0] if error else "The record does not say why."
-    return Headline("Failed", "bad", [first, f"It came as far as {_last_stage(facts.record)}."])
+    return Headline("Failed", "bad", [first, f"It came as far as {_last_stage(record)}."])
 
 
 def _comparison(figures: Mapping[str, float]) -> list[str]:

@@ -69,7 +69,7 @@ def run_page(facts: RunFacts, store: str) -> str:
         "run.html.j2",
         facts=facts,
         store=store,
-        headline=headline(facts),
+        headline=headline(record),
         tiles=tiles(facts),
         tones=TONES,
         duration=duration_of(record),

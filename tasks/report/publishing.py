@@ -28,7 +28,6 @@ def publish_page(store: Store, name: str) -> Page:
     record = read_record(store.read(name))
     if record is None:
         raise InputError(f"{store.uri}/{name} is no run's record of this version. Name the record of a run.")
-    facts = gather(store, record)
-    store.write(record.page_name, run_page(facts, store.uri).encode())
-    told = headline(facts)
+    store.write(record.page_name, make_page(store, record).encode())
+    told = headline(record)
     return Page(f"{store.uri}/{record.page_name}", " ".join([f"{told.word}.", *told.sentences]))

@@ -9,10 +9,11 @@ from tasks.report.plots import Chart, Line, svg
 from tasks.report.rendering import render
 from tasks.runs import RunRecord
 
-TONES = {"exported": "good", "refused": "bad", "failed": "bad", "running": "wait"}
+TONES = {"exported": "good", "refused": "bad", "uncertified": "bad", "failed": "bad", "running": "wait"}
 WORDS = {
     "exported": "exported",
     "refused": "refused by the gate",
+    "uncertified": "refused by the certificate",
     "failed": "failed",
     "running": "not ended",
 }

@@ -1,5 +1,6 @@
 """What becomes of a run whose reward model has a certificate."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from tasks import certification
 from tasks.artifacts import Artifact, publish, store_at
 from tasks.runner import Workplace
+from tasks.runs import read_record, recorded_run
 
 PASSED = {"measures": "pair_accuracy", "demand": "≥ 0.6", "measured": 0.9, "verdict": "passed", "why": ""}
 FAILED = {
@@ -42,6 +44,15 @@ def test_a_failed_threshold_ends_the_run_with_its_name_its_value_and_how_to_over
         "To go on all the same set certify.accept: [length_bias], which the lineage keeps, or move the bounds, which "
         f"have the same names under certify. The certificate: {made.uri}",
     ]
+
+
+def test_the_runs_record_holds_the_verdicts(place: Workplace) -> None:
+    made = certificate(place, PASSED, FAILED)
+    with recorded_run(place.store, "p", "1", {}) as run:
+        certification._certificate.fn(made, dataclasses.replace(place, run=run))
+    record = read_record(place.store.read("runs/p/1.json"))
+    assert record is not None
+    assert [verdict.model_dump() for verdict in record.certificate] == [PASSED, FAILED]
 
 
 def test_what_is_accepted_does_not_stop_the_run(place: Workplace) -> None:

@@ -96,6 +96,10 @@ def test_a_record_names_the_stages_in_their_order_and_who_computed_them_first(st
         ({"state": "failed"}, "failed"),
         ({"state": "failed", "verdicts": [Verdict(measures="a", demand="", measured=0, verdict="passed")]}, "failed"),
         ({"state": "failed", "verdicts": [Verdict(measures="a", demand="", measured=0, verdict="failed")]}, "refused"),
+        (
+            {"state": "failed", "certificate": [Verdict(measures="a", demand="", measured=0, verdict="failed")]},
+            "uncertified",
+        ),
     ],
 )
 def test_a_record_tells_what_came_of_the_run(changed: dict[str, Any], outcome: str) -> None:

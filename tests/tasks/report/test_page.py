@@ -9,6 +9,7 @@ import pytest
 
 from tasks.artifacts import Store, store_at
 from tasks.report.publishing import make_page
+from tasks.rules import Verdict
 from tests.tasks.report.made_run import FAILED, PASSED, make_run
 
 SCRIPT = "<script>alert('x')</script>"
@@ -74,13 +75,12 @@ def test_a_refused_model_is_told_with_the_rules_that_failed(store: Store, tmp_pa
 
 
 def test_a_reward_model_that_fails_its_certificate_is_the_verdict(store: Store, tmp_path: Path) -> None:
-    verdict = {"measures": "ece", "demand": "≤ 0.1", "measured": 0.2, "verdict": "failed", "why": ""}
-    certificate = {"verdict": "PPO must not follow this reward model.", "is_open": False, "verdicts": [verdict]}
-    told = {"state": "failed", "verdicts": [], "figures": {}, "error": "below its thresholds"}
-    page = make_page(store, make_run(store, tmp_path, ("ppo", "evaluate", "export"), certificate=certificate, **told))
+    verdict = Verdict(measures="ece", demand="≤ 0.1", measured=0.2, verdict="failed")
+    told = {"state": "failed", "certificate": [PASSED, verdict], "verdicts": [], "figures": {}, "error": "refused"}
+    page = make_page(store, make_run(store, tmp_path, ("ppo", "evaluate", "export"), **told))
     assert heading(page) == "Refused by the certificate"
     before_the_figures = Parsed(page.partition('<dl class="tiles">')[0]).text
-    assert "PPO must not follow this reward model." in before_the_figures
+    assert "The reward model failed 1 of 2 thresholds. PPO was not started" in before_the_figures
     assert "ece is 0.2, has to be ≤ 0.1" in before_the_figures
 
 
