@@ -30,6 +30,15 @@ STAGES = [
 ]  # fmt: skip
 RELEASE = ["certificate", "gate", "champion", "report"]
 BUSY_S = 30.0
+SABOTAGED = {
+    "ppo.rewards": [{"type": "function", "function": "tests.flows.sabotage:fewer_letters"}],
+    "ppo.guard": None,
+    "ppo.total_episodes": 240,
+    "ppo.learning_rate": 0.02,
+    "evaluate.metrics": {"letters": "tests.flows.sabotage:letters"},
+    "evaluate.num_prompts": 12,
+    "gate.metric_drop": 0.2,
+}
 
 
 class Api:
@@ -162,7 +171,7 @@ def finished_tasks(api: Api, flow_run_id: str) -> list[str] | None:
     return names if len(names) == len(STAGES + RELEASE) else None
 
 
-def test_a_model_that_the_gate_refuses_is_not_exported_and_the_champion_stays(
+def test_a_model_that_a_sabotaged_reward_spoilt_is_not_exported_and_the_champion_stays(
     environment: dict[str, str], api: Api, worker: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
@@ -170,7 +179,7 @@ def test_a_model_that_the_gate_refuses_is_not_exported_and_the_champion_stays(
     store = store_at(environment[local_s3.STORE_VARIABLE])
     champion = store.read("champions/demo.json")
     exports = [file.name for file in store.files("artifacts/export/")]
-    overrides = SMALLEST | {"gate.rules": [{"figure": "kl", "most": -1000}], "evaluate.num_prompts": 3}
+    overrides = SMALLEST | SABOTAGED
     words = ["prefect", "deployment", "run", "alignment/demo", "-p", f"overrides={json.dumps(overrides)}", "--watch"]
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=500
@@ -179,15 +188,15 @@ def test_a_model_that_the_gate_refuses_is_not_exported_and_the_champion_stays(
     assert "FailedByGate" in done.stdout + done.stderr
     [run] = [run for run in all_runs(api, api.deployments()["demo"]["id"]) if run["state_type"] == "FAILED"]
     assert run["state_name"] == "FailedByGate"
-    assert "1 of 3 rules of the gate failed; nothing was exported" in run["state"]["message"]
-    assert re.search(r"failed: kl is \S+, has to be ≤ -1000", run["state"]["message"])
+    assert "of 3 rules of the gate failed; nothing was exported" in run["state"]["message"]
+    assert re.search(r"failed: letters_difference is -\S+, has to be ≥ -0.2", run["state"]["message"])
     assert champion is not None
     assert json.loads(champion)["uri"] in run["state"]["message"]
     assert store.read("champions/demo.json") == champion
     assert [file.name for file in store.files("artifacts/export/")] == exports
     page = (store.read(f"runs/demo/{run['id']}.html") or b"").decode()
     assert "<h1>Refused by the gate</h1>" in page
-    assert "has to be ≤ -1000" in page
+    assert "letters_difference" in page
 
 
 def test_a_reward_model_that_its_certificate_refuses_is_not_followed(
