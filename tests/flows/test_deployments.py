@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from infra import local_s3
+from infra.entries import read_entries
 from infra.services import prefect_server
 from tasks.artifacts import store_at
 from tests.smallest import SMALLEST
@@ -39,6 +40,7 @@ SABOTAGED = {
     "evaluate.num_prompts": 12,
     "gate.metric_drop": 0.2,
 }
+FORMS = {"export.adapter": {"base": "org/sft"}, "export.modelfile": True}
 
 
 class Api:
@@ -140,7 +142,7 @@ def test_deploying_brings_every_entry_with_its_schedule(environment: dict[str, s
 def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
     environment: dict[str, str], api: Api, worker: None
 ) -> None:
-    overrides = f"overrides={json.dumps(SMALLEST)}"
+    overrides = f"overrides={json.dumps(SMALLEST | FORMS)}"
     command(environment, "prefect", "deployment", "run", "alignment/demo", "-p", overrides, "--watch")
     [run] = completed_runs(api, api.deployments()["demo"]["id"])
     tasks = wait_for(lambda: finished_tasks(api, run["id"]), timeout_s=20)
@@ -163,6 +165,25 @@ def test_the_demo_runs_from_a_worker_and_shows_its_artifacts(
     assert "data:image/png;base64," in report["data"]
     [address] = [one["description"] for one in artifacts if one["key"] == "alignment-report"]
     assert address == f"`{environment[local_s3.STORE_VARIABLE]}/runs/demo/{run['id']}.html`"
+
+
+def test_the_export_holds_its_forms_and_how_to_make_it_again(
+    environment: dict[str, str], worker: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    store = store_at(environment[local_s3.STORE_VARIABLE])
+    files = {"/".join(file.name.split("/")[4:]): file.name for file in store.files("artifacts/export/")}
+    adapter = json.loads(store.read(files["adapter/adapter_config.json"]) or b"")
+    assert adapter["base_model_name_or_path"] == "org/sft"
+    assert (store.read(files["Modelfile"]) or b"").startswith(b"FROM .\n")
+    (tmp_path / "reproduce.yaml").write_bytes(store.read(files["reproduce.yaml"]) or b"")
+    again = read_entries(tmp_path / "reproduce.yaml")["reproduce"].parameters.pipeline
+    assert again.overridden({}).export.modelfile
+    assert (again.ppo.total_episodes, again.sft.max_steps) == (
+        SMALLEST["ppo.total_episodes"],
+        SMALLEST["sft.max_steps"],
+    )
 
 
 def finished_tasks(api: Api, flow_run_id: str) -> list[str] | None:

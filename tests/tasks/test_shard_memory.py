@@ -1,4 +1,4 @@
-"""The memory in which a value head is taken off and an adapter merged: that of two shards, however many there are."""
+"""The memory in which a value head is taken off, an adapter merged, a model exported: two shards, however many."""
 
 import json
 import subprocess
@@ -29,7 +29,8 @@ SIZES = {
 MEASURE = """
 import re, sys
 from pathlib import Path
-import peft, transformers.models.llama.modeling_llama
+import peft, torch, transformers.models.llama.modeling_llama
+from tasks.export.weights import copy_weights, read_weights
 from tasks.merge_lora import run as merging
 from tasks.merge_lora.config import MergeLoraConfig
 from tasks.modeling import load_tokenizer, quiet_libraries
@@ -48,6 +49,8 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = peak_kib()
 if stage == "remove_value_head":
     removal.write_policy(output, read_source(source, None), tokenizer, "67MB")
+elif stage == "export":
+    copy_weights(output, read_weights(source), torch.bfloat16, "33MB")
 else:
     merging.write_merged(output, source, adapter, tokenizer, MergeLoraConfig(max_shard_size="67MB"))
 print("\\n", peak_kib() - before)
@@ -102,7 +105,7 @@ def adapter(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["remove_value_head", "merge_lora"])
+@pytest.mark.parametrize("stage", ["remove_value_head", "merge_lora", "export"])
 def test_the_memory_is_that_of_two_shards(stage: str, checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURE, stage, str(checkpoint), str(adapter), str(tmp_path / "output")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
