@@ -22,10 +22,12 @@ GROUPS = {
     "sft": "sft",
     "reward_model": "reward_model",
     "second_reward_model": "second_reward_model",
+    "certificate": "certify",
     "ppo": "ppo",
     "evaluation": "evaluate",
 }  # of the pipeline, by the name of the input that was made with it
-REPLACEABLE = ("prepare_data", "sft", "reward_model", "ppo")
+REPLACEABLE = ("prepare_data", "sft", "reward_model", "second_reward_model", "ppo")
+OPTIONAL = {"reward_model": "reward_model", "certificate": "certify"}  # groups that are None where nothing was made
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -76,8 +78,7 @@ def _pipeline(config: ExportConfig, lineage: Mapping[str, Any]) -> dict[str, Any
             groups[group] = known["config"]
         elif known and group in REPLACEABLE:
             existing[group] = known["uri"]
-    if "reward_model" not in lineage:
-        groups["reward_model"] = None
+    groups |= {group: None for name, group in OPTIONAL.items() if name not in lineage}
     model = lineage.get("model", {})
     if model.get("stage") in ("remove_value_head", "merge_lora"):
         groups[model["stage"]] = model["config"]

@@ -39,6 +39,7 @@ def test_what_no_card_says_is_unknown(tmp_path, license):
     found = read_origins(ExportConfig(), {"base": folder_with_card(tmp_path / "base", license)}, {})
 
     assert (found.license, found.data_license, found.base_model) == ("unknown", "unknown", None)
+    assert found.license_source.startswith("neither export.license nor")
 
 
 def test_a_card_that_cannot_be_read_is_refused(tmp_path):

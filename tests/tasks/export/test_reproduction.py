@@ -19,6 +19,8 @@ def pipeline_of(**changes):
             "sft": {"seed": 3},
             "ppo": {"kl_coef": 0.125, "seed": 4},
             "evaluate": {"num_prompts": 7},
+            "merge_lora": {"tolerance": 0.25},
+            "certify": {"num_prompts": 5},
             **changes,
         }
     )
@@ -28,7 +30,7 @@ def lineage_of(pipeline):
     """What the runner writes of the inputs of an export, as far as it is used."""
     options = pipeline.model_dump(mode="json")
     groups = {"data": "prepare_data", "sft": "sft", "reward_model": "reward_model", "ppo": "ppo"}
-    groups |= {"evaluation": "evaluate", "model": "merge_lora"}
+    groups |= {"certificate": "certify", "evaluation": "evaluate", "model": "merge_lora"}
     made = {
         name: {"uri": f"file:///{name}", "stage": group, "config": options[group]} for name, group in groups.items()
     }
@@ -47,7 +49,7 @@ def test_the_file_holds_every_option_of_the_chain_and_an_open_gate(tmp_path):
     again = read_back(found, tmp_path)
 
     assert again.model == "hf://org/base@c0ffee"
-    for group in ("prepare_data", "sft", "reward_model", "ppo", "evaluate", "merge_lora"):
+    for group in ("prepare_data", "sft", "reward_model", "certify", "ppo", "evaluate", "merge_lora"):
         assert getattr(again, group) == getattr(pipeline, group), group
     assert again.export == ExportConfig(name="Mine")
     assert again.gate.all_rules(["any"]) == []
@@ -61,7 +63,7 @@ def test_the_file_holds_every_option_of_the_chain_and_an_open_gate(tmp_path):
 
 def test_what_stood_in_for_a_stage_is_named(tmp_path):
     lineage = lineage_of(pipeline_of())
-    del lineage["reward_model"]
+    del lineage["reward_model"], lineage["certificate"]
     lineage["sft"] = {"uri": "hf://org/sft@c0ffee"}
     lineage["ppo"]["config"]["rewards"] = [{"type": "function", "function": "gsm8k_reward_fn"}]
     lineage["evaluation"]["config"]["metrics"] = {"gsm8k": "tasks.rewards.rules:gsm8k_reward_fn"}
@@ -70,6 +72,7 @@ def test_what_stood_in_for_a_stage_is_named(tmp_path):
 
     assert again.existing == {"sft": "hf://org/sft@c0ffee"}
     assert again.reward_model is None
+    assert again.certify is None
 
 
 def test_without_a_lineage_there_is_no_file_to_run():
