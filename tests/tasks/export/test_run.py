@@ -122,6 +122,18 @@ def test_as_is_keeps_bfloat16_and_its_logits(inputs, output):
     assert torch.equal(logits(output), logits(folder))
 
 
+def test_as_is_leaves_a_tensor_of_another_precision_as_it_is(inputs, output):
+    path = inputs["model"] / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].bfloat16()}, path, metadata={"format": "pt"})
+
+    run.main(ExportConfig(), inputs, output)
+
+    exported = load_file(output / "model.safetensors")
+    assert exported["model.norm.weight"].dtype == torch.bfloat16
+    assert exported["lm_head.weight"].dtype == torch.float32
+
+
 def test_small_shards_make_several_files_that_load(inputs, output):
     run.main(ExportConfig(max_shard_size="4KB"), inputs, output)
 
