@@ -155,12 +155,12 @@ def changed_options(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
     All of them for a stage that is not known.
     """
-    defaults = _flat(_defaults(stage))
+    defaults = flattened(_defaults(stage))
 
     def is_told(name: str, value: Any) -> bool:
         return bool(value != defaults[name] if name in defaults else value is not None and value not in ({}, []))
 
-    return {name: value for name, value in _flat(config).items() if is_told(name, value)}
+    return {name: value for name, value in flattened(config).items() if is_told(name, value)}
 
 
 def _branches(nodes: Sequence[Node], libraries: Mapping[str, str]) -> Iterator[str]:
@@ -191,11 +191,12 @@ def _other_versions(node: Node, libraries: Mapping[str, str]) -> list[str]:
     return [f"  {name} {version}" for name, version in other.items()]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by dotted name; an empty group stays as it is."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flattened(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

@@ -9,17 +9,17 @@ from typing import Any
 
 import yaml
 
-from tasks.lineage import changed_options
+from tasks.lineage import changed_options, flattened
 from tasks.report import curves, lineage
 from tasks.report.facts import RunFacts, StageFacts
 from tasks.report.figures import comparison, headline, sides_in, tiles, win_rates
 from tasks.report.plots import Chart
-from tasks.report.rendering import duration, render
+from tasks.report.rendering import duration, figure, render
 from tasks.report.samples import LABELS, Group, sample_groups
-from tasks.rules import FAILED, NOT_APPLICABLE, PASSED
+from tasks.rules import ACCEPTED, FAILED, NOT_APPLICABLE, PASSED
 from tasks.runs import RunRecord
 
-TONES = {PASSED: "good", FAILED: "bad", NOT_APPLICABLE: "", "accepted": "wait"}
+TONES = {PASSED: "good", FAILED: "bad", NOT_APPLICABLE: "", ACCEPTED: "wait"}
 TITLES = {"sft": "SFT", "reward_model": "Reward model", "ppo": "PPO", "second_reward_model": "Second reward model"}
 LONGEST_FACT = 200  # characters
 
@@ -99,15 +99,13 @@ def duration_of(record: RunRecord) -> str:
     return duration((datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)).total_seconds())
 
 
-def flat(report: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def short_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report's numbers and short texts by dotted name; no lists."""
-    facts: dict[str, Any] = {}
-    for name, value in report.items():
-        if isinstance(value, Mapping):
-            facts |= flat(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) or (isinstance(value, str) and len(value) <= LONGEST_FACT):
-            facts[prefix + name] = value
-    return facts
+
+    def is_short(value: Any) -> bool:
+        return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= LONGEST_FACT)
+
+    return {name: value for name, value in flattened(report).items() if is_short(value)}
 
 
 def _sections(
@@ -130,10 +128,12 @@ def _sections(
 def _training(stage: StageFacts) -> Training:
     rewinds = [
         f"at iteration {rewind['iteration']} to {rewind['to_iteration']}, for "
-        + ", ".join(f"{alarm['name']} ({alarm['value']:.4g}, limit {alarm['limit']:.4g})" for alarm in rewind["alarms"])
+        + ", ".join(f"{alarm['name']} ({figure(alarm['value'])})" for alarm in rewind["alarms"])
         for rewind in stage.report.get("rewinds", [])
     ]
-    return Training(stage.role, TITLES.get(stage.role, stage.role), curves.pictures(stage), flat(stage.report), rewinds)
+    return Training(
+        stage.role, TITLES.get(stage.role, stage.role), curves.pictures(stage), short_facts(stage.report), rewinds
+    )
 
 
 def _certificate(stage: StageFacts | None) -> Certificate | None:
@@ -141,7 +141,7 @@ def _certificate(stage: StageFacts | None) -> Certificate | None:
         return None
     report = stage.report
     sheet = base64.b64encode(stage.files.get("certificate.png", b"")).decode()
-    return Certificate(report.get("verdict", ""), report.get("verdicts", []), sheet, flat(report))
+    return Certificate(report.get("verdict", ""), report.get("verdicts", []), sheet, short_facts(report))
 
 
 def _costs(stages: Sequence[StageFacts]) -> list[StageCost]:

@@ -78,15 +78,15 @@ COST = Cost(seconds=83.0, peak_rss_bytes=3 * 2**29)
 def make_run(store: Store, folder: Path, leave_out: tuple[str, ...] = (), **changed: Any) -> RunRecord:
     """The record of a run whose stages are in the store, but for those in `leave_out`.
 
-    `changed` replaces fields of the record, or the sample, or each stage's config; `second` = True adds a second reward
-    model.
+    `changed` replaces fields of the record, or the sample, each stage's config, PPO's report; `second` = True adds a
+    second reward model.
     """
     sample = {**SAMPLE, **changed.pop("sample", {})}
     config = changed.pop("config", {})
     if not changed.pop("second", False):
         leave_out = (*leave_out, "second_reward_model")
     made: dict[str, Artifact] = {}
-    for name, report in REPORTS.items():
+    for name, report in {**REPORTS, "ppo": changed.pop("ppo", REPORTS["ppo"])}.items():
         if name not in leave_out:
             inputs = {each: made[each] for each in INPUTS.get(name, ()) if each in made}
             inputs |= {"champion": CHAMPION} if name == "evaluate" else {}

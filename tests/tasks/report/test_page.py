@@ -167,6 +167,14 @@ def test_the_certificate_is_shown_where_there_is_one(store: Store, tmp_path: Pat
     assert 'href="#certificate' not in without
 
 
+def test_the_guards_rewinds_are_told_even_where_a_number_was_none(store: Store, tmp_path: Path) -> None:
+    alarms = [{"name": "kl", "value": 31.25, "limit": 20.0}, {"name": "value_loss", "value": "nan", "limit": "nan"}]
+    rewinds = [{"iteration": 9, "to_iteration": 6, "alarms": alarms}]
+    text = Parsed(make_page(store, make_run(store, tmp_path, ppo={"rewinds": rewinds}))).text
+    assert "The guard sent this training back 1 times" in text
+    assert "at iteration 9 to 6, for kl (31.25), value_loss (nan)" in text
+
+
 def test_time_and_memory_are_those_of_the_attempt_that_made_the_artifact(store: Store, tmp_path: Path) -> None:
     text = Parsed(make_page(store, make_run(store, tmp_path))).text
     assert "sft 1 min 23 s 1.50 GiB was done already reward_model 1 min 23 s 1.50 GiB computed" in text
