@@ -20,6 +20,7 @@ from tasks.artifacts import ARTIFACT_URI, Artifact
 from tasks.catalogue import Catalogue, catalogue
 from tasks.config import Config
 from tasks.errors import InputError
+from tasks.flattening import flattened
 from tasks.keys import Key
 from tasks.stores import Store, store_at
 from tasks.survey import read_runs
@@ -189,17 +190,6 @@ def _other_versions(node: Node, libraries: Mapping[str, str]) -> list[str]:
     """The libraries that had another version than in the tree's root."""
     other = {name: version for name, version in node.libraries.items() if libraries and libraries.get(name) != version}
     return [f"  {name} {version}" for name, version in other.items()]
-
-
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values by dotted name; an empty group stays as it is."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _defaults(stage: str) -> dict[str, Any]:

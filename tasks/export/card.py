@@ -12,9 +12,9 @@ from tasks.export.parents import Parent
 from tasks.export.reproduction import COMMAND, REPRODUCE, Reproduction
 from tasks.export.serving import SERVE
 from tasks.export.trial import Trial
+from tasks.flattening import short_facts
 from tasks.markdown import table
 
-LONGEST_FACT = 120
 PARENTS = {
     "data": "Data",
     "sft": "SFT model",
@@ -72,17 +72,6 @@ def model_card(config: ExportConfig, facts: Facts) -> str:
         _limits(facts),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def flatten(report: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The report's short facts by dotted name: numbers, short texts and what is nested in objects; no lists."""
-    facts: dict[str, Any] = {}
-    for name, value in report.items():
-        if isinstance(value, Mapping):
-            facts |= flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) or (isinstance(value, str) and len(value) <= LONGEST_FACT):
-            facts[prefix + name] = value
-    return facts
 
 
 def _introduction(facts: Facts) -> str:
@@ -153,7 +142,7 @@ def _data(facts: Facts) -> list[str]:
         return []
     files = [[f"`{file.name}`", f"{file.size_bytes:,}", f"`{file.sha256}`"] for file in facts.origins.data_files]
     hashes = [table(["File", "Bytes", "SHA-256"], files)] if files else []
-    return ["## Data", *hashes, _facts_table(flatten(facts.parents["data"].report))]
+    return ["## Data", *hashes, _facts_table(short_facts(facts.parents["data"].report))]
 
 
 def _reproduction(how: Reproduction) -> str:
@@ -199,7 +188,7 @@ def _settings_and_figures(parents: Mapping[str, Parent]) -> list[str]:
             sections.append(f"### {PARENTS[name]}")
             if "config" in parents[name].lineage:
                 sections.append(f"```json\n{json.dumps(parents[name].lineage['config'], indent=2)}\n```")
-            sections.append(_facts_table(flatten(parents[name].report)))
+            sections.append(_facts_table(short_facts(parents[name].report)))
     return sections
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from tasks.lineage import changed_options, flattened
+from tasks.flattening import short_facts
+from tasks.lineage import changed_options
 from tasks.report import curves, lineage
 from tasks.report.facts import RunFacts, StageFacts
 from tasks.report.figures import comparison, headline, sides_in, tiles, win_rates
@@ -21,7 +22,6 @@ from tasks.runs import RunRecord
 
 TONES = {PASSED: "good", FAILED: "bad", NOT_APPLICABLE: "", ACCEPTED: "wait"}
 TITLES = {"sft": "SFT", "reward_model": "Reward model", "ppo": "PPO", "second_reward_model": "Second reward model"}
-LONGEST_FACT = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,6 @@ def duration_of(record: RunRecord) -> str:
     if record.ended is None:
         return ""
     return duration((datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)).total_seconds())
-
-
-def short_facts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report's numbers and short texts by dotted name; no lists."""
-
-    def is_short(value: Any) -> bool:
-        return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= LONGEST_FACT)
-
-    return {name: value for name, value in flattened(report).items() if is_short(value)}
 
 
 def _sections(

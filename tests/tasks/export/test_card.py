@@ -3,7 +3,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tasks.errors import InputError
-from tasks.export.card import Facts, flatten, model_card
+from tasks.export.card import Facts, model_card
 from tasks.export.config import ExportConfig
 from tasks.export.front_matter import check_card, front_matter
 from tasks.export.origins import DataFile, Origins
@@ -139,12 +139,6 @@ def test_a_card_without_data_and_training_figures_still_stands():
     assert "## Data" not in card
     assert "### SFT model" not in card
     assert "| Model before export |  |  |" in card
-
-
-def test_flat_facts_leave_out_lists_and_long_texts():
-    report = {"a": 1, "b": {"c": 0.5, "d": "x" * 121}, "e": [1], "f": None, "g": "short"}
-
-    assert flatten(report) == {"a": 1, "b.c": 0.5, "g": "short"}
 
 
 def test_the_tree_of_the_lineage_stands_where_it_is_known():
