@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from tasks.errors import InputError
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.judges import REWARD_MODELS
+from tasks.evaluate.names import LABELS
 from tasks.evaluate.prompt_files import read_prompt_file
-from tasks.evaluate.report import LABELS
 from tasks.evaluate.run import main as evaluate
 from tasks.program import REFUSED, explain, load_config
 

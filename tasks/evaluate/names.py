@@ -5,12 +5,24 @@ from collections.abc import Collection, Mapping
 SCORE, SECOND_SCORE = "score", "second_score"
 HARNESS = "harness_"  # before TASK_METRIC_SIDE
 SIDES = {"sft": "before", "ppo": "after", "champion": "champion", "base": "base"}  # of each candidate, in names
+LABELS = {"base": "Base", "before": "SFT", "champion": "Champion", "after": "PPO"}  # of each side, for readers
 OTHERS = ("champion", "base")
 PAIRS = ("", "champion_", "greedy_", "greedy_champion_")  # before the names of what compares PPO with a rival
 MODES = ("", "greedy_")
 LLM_PAIRS = ("", "champion_")
 ENDS = ("", "_low", "_high")
 WIN_RATE_PARTS = (*ENDS, "_p_value", "_length_controlled")
+
+# Rows of a table of what answers are like: a name for the reader, the figure's, its format
+PERPLEXITY_ROW = ("Perplexity on held-out SFT records", "perplexity", ".3f")
+ANSWER_ROWS = (
+    ("Response length, tokens", "response_length", ".1f"),
+    ("Ended by themselves", "ended_share", ".1%"),
+    ("Distinct-1", "distinct_1", ".3f"),
+    ("Distinct-2", "distinct_2", ".3f"),
+    ("Repeated 4-grams within a response", "repetition", ".1%"),
+    ("Responses with the commonest 4-gram", "commonest_phrase_share", ".1%"),
+)
 
 PAIR_MEANINGS = {
     "{pair}win_rate": "share of prompts on which PPO's answer is the higher by `judge`; a tie counts half. The "

@@ -5,26 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.evaluate.canaries import diff
-from tasks.evaluate.names import SCORE, SECOND_SCORE, SIDES
+from tasks.evaluate.names import ANSWER_ROWS, LABELS, PERPLEXITY_ROW, SCORE, SECOND_SCORE, SIDES
 from tasks.markdown import escape, table
 
 COLLAPSED_SHARE = 0.5
-LABELS = {"before": "SFT", "after": "PPO", "champion": "Champion", "base": "Base"}
 _TITLES = {SCORE: "Score", SECOND_SCORE: "Second score"}
 _BY = {SCORE: "the reward model's score", SECOND_SCORE: "the second reward model's score"}
-_TEXT_ROWS = (
-    ("Response length, tokens", "response_length", ".1f"),
-    ("Ended by themselves", "ended_share", ".1%"),
-    ("Distinct-1", "distinct_1", ".3f"),
-    ("Distinct-2", "distinct_2", ".3f"),
-    ("Repeated 4-grams within a response", "repetition", ".1%"),
-    ("Responses with the commonest 4-gram", "commonest_phrase_share", ".1%"),
-    ("Perplexity on held-out SFT records", "perplexity", ".3f"),
-)
 _RIVALS = {"": "before", "champion_": "champion"}  # what stands before a figure's name: whom PPO is compared with
-
-
-_ORDER = ("base", "before", "champion", "after")
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,7 @@ class Page:
     @property
     def sides(self) -> list[str]:
         """Whose figures there are, in the order of the columns."""
-        return [side for side in _ORDER if f"response_length_{side}" in self.figures]
+        return [side for side in LABELS if f"response_length_{side}" in self.figures]
 
 
 def markdown(page: Page) -> str:
@@ -129,7 +116,7 @@ def _figures_table(page: Page) -> str:
     last = f"{figures['kl']:.3f} ({_ends(figures, 'kl', '.3f')})"
     rows.append(row(f"KL to {page.labels['before']}, nats", "kl", ".3f", last))
     tax = f"{figures['tax']:+.1%}" if "tax" in figures else ""
-    rows += [row(*one, tax if one[1] == "perplexity" else "") for one in _TEXT_ROWS]
+    rows += [row(*one, tax if one[1] == "perplexity" else "") for one in (*ANSWER_ROWS, PERPLEXITY_ROW)]
     heads = [page.labels[side] for side in page.sides]
     return table(["", *heads, f"{page.labels['after']} - {page.labels['before']} (95 % interval)"], rows)
 
@@ -182,7 +169,7 @@ def _samples_table(page: Page) -> str:
         marks = ", ".join(f"{judge} {sample[f'{judge}_{side}']:.2f}" for judge in page.judges)
         return f"{escape(sample[side])} <br>*{escape(marks)}*"
 
-    sides = [side for side in _ORDER if page.samples and side in page.samples[0]]
+    sides = [side for side in LABELS if page.samples and side in page.samples[0]]
     rows = [[escape(sample["prompt"]), *(cell(sample, side) for side in sides)] for sample in page.samples]
     return table(["Prompt", *(page.labels[side] for side in sides)], rows)
 

@@ -17,9 +17,9 @@ from typing import Any
 from tasks.evaluate.comparison import samples
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.evaluation import Evaluation, measure
-from tasks.evaluate.names import MEANINGS
+from tasks.evaluate.names import LABELS, MEANINGS
 from tasks.evaluate.plots import plot_differences, plot_judgements
-from tasks.evaluate.report import LABELS, Page, markdown, verdict
+from tasks.evaluate.report import Page, markdown, verdict
 from tasks.model_files import write_json
 from tasks.modeling import quiet_libraries
 from tasks.program import require, run_program

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.evaluate.names import ANSWER_ROWS, LABELS, PERPLEXITY_ROW
 from tasks.report.facts import RunFacts
-from tasks.report.samples import LABELS
 from tasks.rules import FAILED, PASSED, Verdict
 from tasks.runs import RunRecord
 
@@ -14,17 +14,7 @@ WIN_RATE = re.compile(r"(?P<greedy>greedy_)?(?P<champion>champion_)?(?P<judge>\w
 NO_JUDGES = ("champion", "greedy", "greedy_champion")
 JUDGES = {"score": "reward model", "second_score": "second reward model"}
 SIDES = tuple(LABELS)
-# Rows of the table of what the answers are like: a name for the reader, the figure's, its format
-ROWS = (
-    ("KL to SFT, nats per response", "kl", ".2f"),
-    ("Perplexity on held-out SFT records", "perplexity", ".3f"),
-    ("Response length, tokens", "response_length", ".1f"),
-    ("Ended by themselves", "ended_share", ".1%"),
-    ("Distinct-1", "distinct_1", ".3f"),
-    ("Distinct-2", "distinct_2", ".3f"),
-    ("Repeated 4-grams within a response", "repetition", ".1%"),
-    ("Responses with the commonest 4-gram", "commonest_phrase_share", ".1%"),
-)
+ROWS = (("KL to SFT, nats per response", "kl", ".2f"), PERPLEXITY_ROW, *ANSWER_ROWS)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tasks.evaluate.names import LABELS
 from tasks.flattening import short_facts
 from tasks.lineage import changed_options
 from tasks.report import curves, lineage
@@ -16,7 +17,7 @@ from tasks.report.facts import RunFacts, StageFacts
 from tasks.report.figures import comparison, headline, sides_in, tiles, win_rates
 from tasks.report.plots import Chart
 from tasks.report.rendering import duration, figure, render
-from tasks.report.samples import LABELS, Group, sample_groups
+from tasks.report.samples import Group, sample_groups
 from tasks.rules import ACCEPTED, FAILED, NOT_APPLICABLE, PASSED
 from tasks.runs import RunRecord
 

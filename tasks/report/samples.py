@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.evaluate.names import LABELS
 from tasks.report.facts import CANARIES, SAMPLES, StageFacts
 from tasks.word_diff import Change, word_changes
 
-LABELS = {"base": "Base", "before": "SFT", "champion": "Champion", "after": "PPO"}
 COLOURS = {"base": 6, "before": 6, "champion": 2, "after": 1}
 NUM_SAMPLES = 8
 
