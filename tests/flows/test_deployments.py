@@ -254,7 +254,7 @@ def test_a_schedule_fires_and_an_entry_that_leaves_the_file_is_removed(
         "name": "often",
         "schedules": [{"slug": "often", "interval": 5.0}],
         "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
-        "parameters": demo["parameters"] | {"overrides": SMALLEST},
+        "parameters": demo["parameters"] | {"overrides": SMALLEST | FORMS},
     }
     file = tmp_path / "pipelines.yaml"
     file.write_text(yaml.safe_dump(content | {"deployments": [demo, often]}))
