@@ -11,7 +11,7 @@ from tasks.runner import Watch, Workplace, run_stage
 from tasks.sft.config import SFTConfig
 from tests.tasks.tiny_models import write_model, write_split
 
-LIMIT_BYTES = 2_600_000_000  # of a process's own memory: the libraries take 1.7 of it, the whole batch 0.9 to 1.6
+LIMIT_BYTES = 2_600_000_000  # of a process's own memory; in 1.7e9, which the libraries take, not even 32 records fit
 BATCH_SIZE = 256
 CONFIG = SFTConfig(max_steps=1, per_device_batch_size=BATCH_SIZE, max_length=64, eval_steps=10)
 RECORD = {"prompt": "a good film", "completion": " b c d e" * 13}
