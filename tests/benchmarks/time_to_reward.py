@@ -3,9 +3,9 @@
     python -m tests.benchmarks.time_to_reward [--seeds 5] [--modes full lora] [--lanes 1] [--output time-to-reward.json]
 
 Each trainer and mode gets the same tuning: for each of a few learning rates around the usual one of its kind, runs with
-seeds of their own; the rate whose last score less kl_coef x KL is highest in the mean is taken. With it the modes take turns, a training
-each for every seed, so that a machine that grows slower does so for all. Runs that were written before are not run
-again.
+seeds of their own; the rate whose last score less kl_coef x KL is highest in the mean is taken. With it the modes take
+turns, a training each for every seed, so that a machine that grows slower does so for all. Runs that were written
+before are not run again.
 """
 
 import argparse
