@@ -14,9 +14,9 @@ from prefect.states import Completed, State
 
 from tasks.markdown import escape
 from tasks.report.publishing import publish_page
+from tasks.retention.runs import BY_HAND, recorded_run
 from tasks.runner import StageCancelled, Workplace
-from tasks.runs import BY_HAND, recorded_run
-from tasks.stores import Store
+from tasks.storage.stores import Store
 
 PIPELINE_VARIABLE = "ALIGNMENT_PIPELINE"
 REPORTED = "Reported"

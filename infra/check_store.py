@@ -10,7 +10,7 @@ import sys
 from infra.fetch import local_server
 from infra.local_s3 import STORE, STORE_VARIABLE
 from tasks.errors import InputError
-from tasks.stores import store_at
+from tasks.storage.stores import store_at
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
 
 def report(uri: str) -> str:
     """What was found, tried anew, in lines."""
-    from tasks.s3 import S3Store
+    from tasks.storage.s3 import S3Store
 
     store = store_at(uri)
     if not isinstance(store, S3Store):

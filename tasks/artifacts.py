@@ -18,11 +18,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tasks import externals
-from tasks.cache import in_use
 from tasks.errors import InputError
-from tasks.file_names import require_publishable
-from tasks.manifest import (
+from tasks.storage import externals
+from tasks.storage.cache import in_use
+from tasks.storage.file_names import require_publishable
+from tasks.storage.manifest import (
     MANIFEST,
     Artifact,
     Cost,
@@ -35,8 +35,8 @@ from tasks.manifest import (
     names_in,
     sha256_of,
 )
-from tasks.stores import Store, store_at
-from tasks.transfer import NUM_READINGS, bring, read_verified, upload
+from tasks.storage.stores import Store, store_at
+from tasks.storage.transfer import NUM_READINGS, bring, read_verified, upload
 
 __all__ = [
     "Artifact",
@@ -56,45 +56,22 @@ __all__ = [
 ]
 
 NOT_PUBLISHED = ("checkpoints", "error.json")
-SHARED_PACKAGES = ("actor_critic", "engines", "guard", "rewards")
+SHARED_PACKAGES = ("actor_critic", "engines", "guard", "models", "rewards")
 CARRIERS = (
     "artifacts",
-    "beacon",
-    "cache",
-    "catalogue",
     "certification",
     "champion",
-    "checkpoint_publisher",
-    "claims",
-    "content",
     "display",
-    "externals",
-    "file_names",
     "gate",
-    "keys",
     "launch",
     "lifeline",
     "lineage",
-    "manifest",
     "release",
     "runner",
-    "runs",
-    "s3",
-    "s3_abilities",
-    "s3_options",
-    "s3_requests",
-    "s3_uploads",
     "stage_log",
     "stages",
-    "store_lock",
-    "stored_checkpoints",
-    "stores",
     "supervisor",
-    "survey",
     "sweep",
-    "sweeper",
-    "transfer",
-    "waste",
 )
 LIBRARIES = (
     "accelerate",

@@ -20,8 +20,8 @@ from tasks.artifacts import Artifact
 from tasks.config import Config
 from tasks.errors import InputError
 from tasks.program import explain
-from tasks.store_lock import locked
-from tasks.stores import Store
+from tasks.storage.store_lock import locked
+from tasks.storage.stores import Store
 
 LONGEST_HISTORY = 10
 

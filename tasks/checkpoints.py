@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tasks.model_files import read_json, write_json
+from tasks.models.model_files import read_json, write_json
 
 FOLDER = "checkpoints"
 TENSORS = "training.safetensors"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 Device = Literal["cpu", "cuda"]
-Tuning = Literal["full", "freeze", "lora", "qlora"]  # see tasks/tuning.py
+Tuning = Literal["full", "freeze", "lora", "qlora"]  # see tasks/models/tuning.py
 
 
 class Config(BaseModel):

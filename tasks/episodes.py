@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from tasks.data import micro_batches, pad_right
-from tasks.last_layer import read_only_at
-from tasks.modeling import ScalarModel, backbone
-from tasks.trunk import LowerLayers, UpperLayers
+from tasks.models.last_layer import read_only_at
+from tasks.models.modeling import ScalarModel, backbone
+from tasks.models.trunk import LowerLayers, UpperLayers
 
 
 @dataclass(frozen=True)

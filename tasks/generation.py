@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.config import SamplingConfig
 from tasks.data import pad_left
 from tasks.episodes import join, logprobs_of, measure_tokens, token_logprobs
-from tasks.kv_cache import reserved_cache
+from tasks.models.kv_cache import reserved_cache
 from tasks.stop_strings import StopStrings
 
 SHRINK_EVERY = 8  # tokens between looks at which responses have ended: each look waits for the device

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 from tasks.generation import seeded_generator
-from tasks.modeling import backbone
+from tasks.models.modeling import backbone
+from tasks.models.weight_averaging import WeightAveraging
 from tasks.program import STOPPED, sigterm_noted
 from tasks.tracking import MetricsLog, plot_curves, read_metrics
 from tasks.trainer_config import TrainerConfig
 from tasks.trainer_state import PickleFreeTrainer
-from tasks.weight_averaging import WeightAveraging
 
 CHECKPOINTS = "checkpoints"
 CURVES = "curves.png"

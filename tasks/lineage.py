@@ -17,13 +17,13 @@ from functools import cached_property
 from typing import Any
 
 from tasks.artifacts import ARTIFACT_URI, Artifact
-from tasks.catalogue import Catalogue, catalogue
 from tasks.config import Config
 from tasks.errors import InputError
 from tasks.flattening import flattened
-from tasks.keys import Key
-from tasks.stores import Store, store_at
-from tasks.survey import read_runs
+from tasks.retention.catalogue import Catalogue, catalogue
+from tasks.retention.keys import Key
+from tasks.retention.survey import read_runs
+from tasks.storage.stores import Store, store_at
 
 MADE_FROM, USED_BY, SEEN = "made from", "used by", "see above"
 

@@ -12,7 +12,7 @@ import torch
 
 from tasks.config import LoraConfig, Tuning
 from tasks.errors import InputError
-from tasks.model_files import CONFIG, read_json
+from tasks.models.model_files import CONFIG, read_json
 
 CGROUP = Path("/sys/fs/cgroup")
 BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
@@ -101,7 +101,7 @@ class TunedModel:
         return int(total * (HEAP_GROWTH[self._sort] if device.type == "cpu" else 1))
 
     def state_bytes(self, num_tokens: int) -> int:
-        """Of the states of the frozen lower layers at `num_tokens`, kept from rollout to update (tasks/trunk.py)."""
+        """Of the states of the frozen lower layers at `num_tokens`, kept from rollout to update (models/trunk.py)."""
         if self.trainable_layers is None or self.trainable_layers >= _num_layers(self._config):
             return 0
         return num_tokens * _hidden(self._config) * int(BITS[self.dtype]) // 8

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.artifacts import Artifact, Cost, Store, artifact_key, code_version, fetched, find, lineage_of, publish
-from tasks.checkpoint_publisher import CheckpointPublisher
 from tasks.config import Config
 from tasks.errors import InputError
-from tasks.keys import Key
 from tasks.launch import PROJECT, OutOfMemory, StageCancelled, StageFailed, Watch, launch, peak_memory, tail_of
 from tasks.lineage import tree_of_inputs
-from tasks.runs import Run, StageRun, unrecorded_run
+from tasks.retention.keys import Key
+from tasks.retention.runs import Run, StageRun, unrecorded_run
 from tasks.stage_log import publish_log
-from tasks.stored_checkpoints import Trail, fetch_newest, remove_checkpoints
+from tasks.storage.checkpoint_publisher import CheckpointPublisher
+from tasks.storage.stored_checkpoints import Trail, fetch_newest, remove_checkpoints
 
 __all__ = [
     "PROJECT",

@@ -5,7 +5,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.stores import Store
+from tasks.storage.stores import Store
 
 PATIENCE_S = 5.0
 MOST_BYTES = 64 * 2**20

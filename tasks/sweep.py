@@ -2,7 +2,7 @@
 
     python -m tasks.sweep --store s3://bucket/prefix [--keep-runs 5] [--keep-days 30] [--grace-hours 24] [--delete]
 
-Safe at any time, beside running pipelines and other sweeps; see tasks/sweeper.py for why, tasks/waste.py for what.
+Safe at any time, beside running pipelines and other sweeps; tasks/retention/ says why (sweeper.py) and what (waste.py).
 """
 
 import argparse
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
-from tasks.claims import SWEEP_LAPSE_S
 from tasks.errors import InputError
-from tasks.stores import store_at
-from tasks.sweeper import delete, show
-from tasks.waste import Rules, Waste
+from tasks.retention.claims import SWEEP_LAPSE_S
+from tasks.retention.sweeper import delete, show
+from tasks.retention.waste import Rules, Waste
+from tasks.storage.stores import store_at
 
 DEADLINE_VARIABLE, LONGEST_REQUEST_S = "ALIGNMENT_S3_DEADLINE_S", SWEEP_LAPSE_S / 3
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from tasks.errors import InputError
-from tasks.safe_loading import refuse_pickled_state
+from tasks.models.safe_loading import refuse_pickled_state
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULER = "scheduler.safetensors"

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.adapters import adapter_state, save_adapter_config
 from tasks.errors import InputError
-from tasks.model_files import ACTOR_CRITIC, ADAPTER_CONFIG, WEIGHTS, read_json, require_kind, write_json
-from tasks.modeling import ScalarHead, make_scalar_head, save_generation_config
-from tasks.safe_loading import require_safetensors
+from tasks.models.adapters import adapter_state, save_adapter_config
+from tasks.models.model_files import ACTOR_CRITIC, ADAPTER_CONFIG, WEIGHTS, read_json, require_kind, write_json
+from tasks.models.modeling import ScalarHead, make_scalar_head, save_generation_config
+from tasks.models.safe_loading import require_safetensors
 
 POLICY = "policy."
 VALUE = "value."

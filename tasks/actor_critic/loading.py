@@ -14,11 +14,11 @@ from tasks.actor_critic.config import ActorCriticConfig
 from tasks.actor_critic.folder import load_actor_critic
 from tasks.actor_critic.models import POLICY, REFERENCE, REWARD, VALUE, Models
 from tasks.actor_critic.trunks import cut
-from tasks.adapters import adapter_parameters, add_lora, attach_adapter, load_adapter, lora_layers
 from tasks.errors import InputError
-from tasks.merged_lora import merge_in_forward
-from tasks.model_files import hidden_size, kind_of, require_kind
-from tasks.modeling import (
+from tasks.models.adapters import adapter_parameters, add_lora, attach_adapter, load_adapter, lora_layers
+from tasks.models.merged_lora import merge_in_forward
+from tasks.models.model_files import hidden_size, kind_of, require_kind
+from tasks.models.modeling import (
     ScalarHead,
     ScalarModel,
     backbone,
@@ -28,7 +28,7 @@ from tasks.modeling import (
     load_tokenizer,
     reads_same_tokens,
 )
-from tasks.tuning import enable_gradient_checkpointing, load_for_training, trainable_parameters
+from tasks.models.tuning import enable_gradient_checkpointing, load_for_training, trainable_parameters
 
 Inputs = Mapping[str, Path]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tasks.actor_critic.config import ActorCriticConfig
 from tasks.actor_critic.loading import value_start
 from tasks.memory import ModelFootprint, TunedModel, frozen
-from tasks.model_files import kind_of
+from tasks.models.model_files import kind_of
 from tasks.rewards.config import OWN_MODEL, ModelReward, RewardConfig
 
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.actor_critic.folder import save_actor_critic
 from tasks.actor_critic.trunks import Role, Trunks
-from tasks.adapters import adapter_state, use_adapter
 from tasks.episodes import Episodes, with_states
-from tasks.modeling import ScalarModel, backbone
+from tasks.models.adapters import adapter_state, use_adapter
+from tasks.models.modeling import ScalarModel, backbone
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tasks.adapters import adapter_parameters
-from tasks.trunk import LowerLayers, UpperLayers, can_be_cut, num_frozen_layers
+from tasks.models.adapters import adapter_parameters
+from tasks.models.trunk import LowerLayers, UpperLayers, can_be_cut, num_frozen_layers
 
 
 @dataclass(frozen=True)

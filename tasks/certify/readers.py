@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.certify.config import CertifyConfig
 from tasks.certify.responses import Response
-from tasks.model_files import CONFIG, context_length
-from tasks.modeling import load_reward_model, load_tokenizer, reads_same_tokens
+from tasks.models.model_files import CONFIG, context_length
+from tasks.models.modeling import load_reward_model, load_tokenizer, reads_same_tokens
 from tasks.rewards.models import check_lengths, encode_answered, row_scores, was_trained_here
 from tasks.rewards.sources import check_finite
 from tasks.templates import ConversationTemplate

@@ -13,7 +13,7 @@ from tasks.certify.config import CertifyConfig
 from tasks.data import Text, decode_response, prompt_text, read_split
 from tasks.examples import encode_pair
 from tasks.generation import generate, uniform_numbers
-from tasks.modeling import load_causal_lm, stop_token_ids
+from tasks.models.modeling import load_causal_lm, stop_token_ids
 from tasks.prompts import Prompt
 from tasks.templates import ConversationTemplate, with_stops
 

@@ -31,8 +31,8 @@ from tasks.certify.responses import (
     read_demonstrations,
     read_pairs,
 )
-from tasks.model_files import context_length, require_kind, write_json
-from tasks.modeling import load_tokenizer, quiet_libraries
+from tasks.models.model_files import context_length, require_kind, write_json
+from tasks.models.modeling import load_tokenizer, quiet_libraries
 from tasks.parts import part_of
 from tasks.program import require, run_program
 from tasks.prompts import Prompt, longest_prompt, read_prompts

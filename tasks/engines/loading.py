@@ -6,7 +6,7 @@ from tasks.actor_critic.models import Models
 from tasks.engines.config import EngineConfig
 from tasks.engines.engine import Engine, HfEngine
 from tasks.engines.vllm import VllmEngine
-from tasks.modeling import stop_token_ids
+from tasks.models.modeling import stop_token_ids
 from tasks.processes import Processes
 from tasks.templates import ConversationTemplate, with_stops
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tasks.actor_critic.models import POLICY, Models
-from tasks.adapters import adapter_state, write_adapter
 from tasks.config import SamplingConfig
 from tasks.engines.config import VllmConfig
 from tasks.errors import InputError
 from tasks.generation import Responses, cut_at_ends, make_stops
+from tasks.models.adapters import adapter_state, write_adapter
 from tasks.processes import Processes
 
 WHOLE_DISTRIBUTION = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # no defaults of the server's

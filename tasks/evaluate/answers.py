@@ -19,7 +19,7 @@ from tasks.errors import InputError
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.measures import kl_per_response
 from tasks.generation import Responses, generate
-from tasks.modeling import load_causal_lm, load_tokenizer, reads_same_tokens, stop_token_ids
+from tasks.models.modeling import load_causal_lm, load_tokenizer, reads_same_tokens, stop_token_ids
 from tasks.templates import with_stops
 
 

@@ -22,8 +22,8 @@ from tasks.evaluate.judges import Questions, require_same_tokens
 from tasks.evaluate.names import SIDES
 from tasks.evaluate.perplexity import SFTRecords, perplexity
 from tasks.generation import uniform_numbers
-from tasks.model_files import require_kind
-from tasks.modeling import load_tokenizer
+from tasks.models.model_files import require_kind
+from tasks.models.modeling import load_tokenizer
 
 OnBatch = Callable[[str, Rows], None]
 

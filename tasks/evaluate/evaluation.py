@@ -15,7 +15,7 @@ from tasks.evaluate.harness import check_harness
 from tasks.evaluate.judges import Questions, check_judges, judge_all
 from tasks.evaluate.names import HARNESS, SECOND_SCORE, SIDES
 from tasks.evaluate.perplexity import read_sft_records
-from tasks.modeling import load_tokenizer
+from tasks.models.modeling import load_tokenizer
 
 RIVALS = {"sft": "", "champion": "champion_"}  # of PPO, and what stands before the names of their figures
 

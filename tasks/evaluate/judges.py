@@ -18,7 +18,7 @@ from tasks.evaluate.answers import Rows, as_episodes, same_tokens
 from tasks.evaluate.comparison import Answers, Floats
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.names import SCORE, SECOND_SCORE
-from tasks.modeling import load_tokenizer, reads_same_tokens
+from tasks.models.modeling import load_tokenizer, reads_same_tokens
 from tasks.prompts import NAMELESS, Prompt
 from tasks.rewards.config import OWN_MODEL, ModelReward
 from tasks.rewards.functions import RewardFunction, function_scores, load_reward_function

@@ -12,7 +12,7 @@ from tasks.episodes import join, logprobs_of, measure_tokens
 from tasks.evaluate.answers import Model
 from tasks.evaluate.config import EvaluateConfig
 from tasks.examples import encode_pair
-from tasks.model_files import context_length
+from tasks.models.model_files import context_length
 
 SPLIT = "sft_test.parquet"
 

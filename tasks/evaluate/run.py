@@ -20,8 +20,8 @@ from tasks.evaluate.evaluation import Evaluation, measure
 from tasks.evaluate.names import LABELS, MEANINGS
 from tasks.evaluate.plots import plot_differences, plot_judgements
 from tasks.evaluate.report import Page, markdown, verdict
-from tasks.model_files import write_json
-from tasks.modeling import quiet_libraries
+from tasks.models.model_files import write_json
+from tasks.models.modeling import quiet_libraries
 from tasks.program import require, run_program
 from tasks.tracking import MetricsLog
 

@@ -23,7 +23,7 @@ from tasks.errors import InputError
 from tasks.export.config import ExportConfig
 from tasks.export.hub import push
 from tasks.export.run import export
-from tasks.model_files import write_json
+from tasks.models.model_files import write_json
 from tasks.program import REFUSED, explain, load_config
 
 

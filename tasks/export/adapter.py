@@ -15,10 +15,10 @@ from tasks.export.config import AdapterForm
 from tasks.export.origins import HUB_MODEL
 from tasks.export.trial import Exam, Trial, try_form
 from tasks.export.weights import own_dtype
-from tasks.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json, require_kind, write_json
-from tasks.modeling import load_causal_lm, load_tokenizer
+from tasks.models.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json, require_kind, write_json
+from tasks.models.modeling import load_causal_lm, load_tokenizer
+from tasks.models.safe_loading import require_safetensors
 from tasks.program import require
-from tasks.safe_loading import require_safetensors
 
 ADAPTER, BASE = "adapter", "adapter_base"  # the inputs; the first is also the form's folder
 LOADS_WITH = "peft.AutoPeftModelForCausalLM.from_pretrained"

@@ -13,7 +13,7 @@ from tasks.export.quantized import require_library, try_quantized, write_quantiz
 from tasks.export.source import Source
 from tasks.export.trial import Trial
 from tasks.export.turns import take_apart
-from tasks.modeling import load_tokenizer
+from tasks.models.modeling import load_tokenizer
 
 
 def check_forms(config: ExportConfig, inputs: Mapping[str, Path]) -> None:

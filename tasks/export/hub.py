@@ -18,7 +18,7 @@ from tasks.errors import InputError
 from tasks.export.config import HubForm
 from tasks.export.package import try_package
 from tasks.export.trial import Exam
-from tasks.model_files import write_json
+from tasks.models.model_files import write_json
 
 TOKEN = "HF_TOKEN"
 RECORD = "hub.json"

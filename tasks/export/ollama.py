@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tasks.errors import InputError
 from tasks.export.turns import ASSISTANT, SYSTEM, USER, Turns, take_apart
-from tasks.model_files import context_length
+from tasks.models.model_files import context_length
 
 MODELFILE = "Modelfile"
 FENCE = '"""'

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from tasks.export.trial import Exam, Trial, try_form
 from tasks.export.weights import copy_weights, own_dtype, read_weights
-from tasks.modeling import save_description, torch_dtype, write_generation_config
-from tasks.safe_loading import no_custom_code
+from tasks.models.modeling import save_description, torch_dtype, write_generation_config
+from tasks.models.safe_loading import no_custom_code
 
 # A model of plain text continues what it is given: the messages' texts one after the other, nothing added.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

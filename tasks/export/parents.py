@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.data import Text
 from tasks.errors import InputError
-from tasks.model_files import read_json
+from tasks.models.model_files import read_json
 
 NUM_COMPARED = 3
 ABOUT = ("lineage", "base", "adapter", "adapter_base")  # inputs that are no stage's result on the card

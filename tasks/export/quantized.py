@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from tasks.errors import InputError
 from tasks.export.config import Quantization
 from tasks.export.trial import Exam, Trial, try_form
-from tasks.modeling import load_tokenizer
-from tasks.safe_loading import no_custom_code
-from tasks.tuning import four_bits
+from tasks.models.modeling import load_tokenizer
+from tasks.models.safe_loading import no_custom_code
+from tasks.models.tuning import four_bits
 
 LIBRARY = "bitsandbytes"
 logging.getLogger(LIBRARY).setLevel(logging.ERROR)  # int8 tells at every layer that it computes in float16

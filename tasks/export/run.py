@@ -25,11 +25,11 @@ from tasks.export.reproduction import REPRODUCE, read_reproduction
 from tasks.export.serving import SERVE, serve_command, serve_script
 from tasks.export.source import Source, read_source
 from tasks.export.trial import Exam, Trial
-from tasks.model_files import require_kind, write_json
-from tasks.modeling import quiet_libraries
+from tasks.models.model_files import require_kind, write_json
+from tasks.models.modeling import quiet_libraries
+from tasks.models.unchecked import unchecked
 from tasks.program import require, run_program
 from tasks.tracking import MetricsLog
-from tasks.unchecked import unchecked
 
 NUM_STEPS = 2
 

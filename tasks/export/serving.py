@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from tasks.model_files import context_length
+from tasks.models.model_files import context_length
 
 SERVE = "serve.sh"
 

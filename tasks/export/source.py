@@ -11,8 +11,8 @@ from tasks.export.config import ExportConfig
 from tasks.export.parents import Evaluation, read_evaluation
 from tasks.export.trial import Exam
 from tasks.export.weights import own_dtype
-from tasks.logits import answers_of, comparison_rows
-from tasks.modeling import load_causal_lm, load_tokenizer, read_config
+from tasks.models.logits import answers_of, comparison_rows
+from tasks.models.modeling import load_causal_lm, load_tokenizer, read_config
 
 QUESTION = "Hello"
 HELD_OUT = "prompts_test.parquet"

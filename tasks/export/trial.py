@@ -8,7 +8,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data import Text, encode_prompt
-from tasks.logits import Answers, answers_of, require_agreement
+from tasks.models.logits import Answers, answers_of, require_agreement
 
 ANSWER_LENGTH = 32
 

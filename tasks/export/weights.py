@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from tasks.errors import InputError
-from tasks.model_files import CONFIG, read_json
-from tasks.shards import Stored, main_dtype, weights_in, write_shards
+from tasks.models.model_files import CONFIG, read_json
+from tasks.models.shards import Stored, main_dtype, weights_in, write_shards
 
 STEM = "model"
 

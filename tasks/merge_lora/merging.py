@@ -17,11 +17,11 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tasks.adapters import place_adapter
 from tasks.errors import InputError
-from tasks.logits import ModelsDiffer
-from tasks.modeling import causal_lm_class, read_config
-from tasks.shards import Stored
+from tasks.models.adapters import place_adapter
+from tasks.models.logits import ModelsDiffer
+from tasks.models.modeling import causal_lm_class, read_config
+from tasks.models.shards import Stored
 
 NAME = "default"
 NUM_INPUTS = 16

@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from tasks.adapters import load_adapter, load_merged
 from tasks.errors import InputError
-from tasks.logits import answers_of, comparison_rows, require_agreement
 from tasks.merge_lora.config import MergeLoraConfig
 from tasks.merge_lora.merging import merge_layerwise, outline, why_not_layerwise
-from tasks.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, read_json, require_kind, write_json
-from tasks.modeling import (
+from tasks.models.adapters import load_adapter, load_merged
+from tasks.models.logits import answers_of, comparison_rows, require_agreement
+from tasks.models.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, read_json, require_kind, write_json
+from tasks.models.modeling import (
     TOKENIZER_FILES,
     load_causal_lm,
     load_tokenizer,
@@ -36,9 +36,9 @@ from tasks.modeling import (
     save_description,
     save_model,
 )
+from tasks.models.shards import main_dtype, weights_in, write_shards
+from tasks.models.unchecked import unchecked
 from tasks.program import require, run_program
-from tasks.shards import main_dtype, weights_in, write_shards
-from tasks.unchecked import unchecked
 
 
 def main(config: MergeLoraConfig, inputs: Mapping[str, Path], output: Path) -> None:

@@ -13,8 +13,8 @@ from tasks.engines.loading import load_engine
 from tasks.engines.vllm import check_server
 from tasks.errors import InputError
 from tasks.language_data import read_language_data
-from tasks.model_files import context_length, hidden_size, require_kind
-from tasks.modeling import load_tokenizer
+from tasks.models.model_files import context_length, hidden_size, require_kind
+from tasks.models.modeling import load_tokenizer
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.memory import check_memory
 from tasks.ppo.rollout import Run

@@ -18,7 +18,7 @@ from tasks.actor_critic.optimizer import Optimizer
 from tasks.checkpoints import checkpoint_folder, newest_checkpoint, read_tensors, restore_logs
 from tasks.errors import InputError
 from tasks.guard import report as guard_report
-from tasks.model_files import write_json
+from tasks.models.model_files import write_json
 from tasks.ppo.checkpoint import LOGS, Progress, load_progress, save_progress, take_over, tensors_of
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.evaluation import SAMPLES_FILE, evaluate_policy

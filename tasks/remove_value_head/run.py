@@ -20,11 +20,11 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.adapters import attach_adapter, load_adapter
 from tasks.errors import InputError
-from tasks.logits import answers_of, comparison_rows, require_agreement
-from tasks.model_files import ADAPTER_CONFIG, require_kind, write_json
-from tasks.modeling import (
+from tasks.models.adapters import attach_adapter, load_adapter
+from tasks.models.logits import answers_of, comparison_rows, require_agreement
+from tasks.models.model_files import ADAPTER_CONFIG, require_kind, write_json
+from tasks.models.modeling import (
     causal_lm_class,
     load_causal_lm,
     load_tokenizer,
@@ -33,11 +33,11 @@ from tasks.modeling import (
     read_generation_config,
     save_description,
 )
+from tasks.models.shards import listed, main_dtype, write_shards
+from tasks.models.unchecked import unchecked
 from tasks.program import require, run_program
 from tasks.remove_value_head.config import RemoveValueHeadConfig
 from tasks.remove_value_head.source import Source, read_source
-from tasks.shards import listed, main_dtype, write_shards
-from tasks.unchecked import unchecked
 
 ONE_FILE = 2**62  # bytes: PEFT reads an adapter from one file
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from tasks.actor_critic.folder import POLICY, VALUE
 from tasks.errors import InputError
-from tasks.model_files import ACTOR_CRITIC, ADAPTER_CONFIG, CONFIG, WEIGHTS, read_json
-from tasks.modeling import TOKENIZER_FILES
-from tasks.safe_loading import refuse_pickled_weights
-from tasks.shards import INDEX, SAFETENSORS, Stored, listed, weights_in
+from tasks.models.model_files import ACTOR_CRITIC, ADAPTER_CONFIG, CONFIG, WEIGHTS, read_json
+from tasks.models.modeling import TOKENIZER_FILES
+from tasks.models.safe_loading import refuse_pickled_weights
+from tasks.models.shards import INDEX, SAFETENSORS, Stored, listed, weights_in
 
 WRAPPED = "pretrained_model."
 VALUE_HEAD = "v_head."

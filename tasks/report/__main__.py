@@ -17,9 +17,9 @@ from pathlib import Path
 from tasks.errors import InputError
 from tasks.report.publishing import make_page
 from tasks.report.runs_page import runs_page
-from tasks.runs import RunRecord
-from tasks.stores import Store, store_at
-from tasks.survey import read_runs
+from tasks.retention.runs import RunRecord
+from tasks.retention.survey import read_runs
+from tasks.storage.stores import Store, store_at
 
 FOLDER = Path(".local") / "report"
 

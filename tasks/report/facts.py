@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.artifacts import Artifact, Store, lineage_of, read_files
 from tasks.errors import InputError
-from tasks.runs import RunRecord, StageRun
+from tasks.retention.runs import RunRecord, StageRun
 from tasks.tracking import METRICS_FILE, parse_metrics
 
 NUM_READERS = 8

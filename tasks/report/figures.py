@@ -7,8 +7,8 @@ from typing import Any
 
 from tasks.evaluate.names import ANSWER_ROWS, LABELS, PERPLEXITY_ROW
 from tasks.report.facts import RunFacts
+from tasks.retention.runs import RunRecord
 from tasks.rules import FAILED, PASSED, Verdict
-from tasks.runs import RunRecord
 
 WIN_RATE = re.compile(r"(?P<greedy>greedy_)?(?P<champion>champion_)?(?P<judge>\w+?)_win_rate")
 NO_JUDGES = ("champion", "greedy", "greedy_champion")

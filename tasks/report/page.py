@@ -18,8 +18,8 @@ from tasks.report.figures import comparison, headline, sides_in, tiles, win_rate
 from tasks.report.plots import Chart
 from tasks.report.rendering import duration, figure, render
 from tasks.report.samples import Group, sample_groups
+from tasks.retention.runs import RunRecord
 from tasks.rules import ACCEPTED, FAILED, NOT_APPLICABLE, PASSED
-from tasks.runs import RunRecord
 
 TONES = {PASSED: "good", FAILED: "bad", NOT_APPLICABLE: "", ACCEPTED: "wait"}
 TITLES = {"sft": "SFT", "reward_model": "Reward model", "ppo": "PPO", "second_reward_model": "Second reward model"}

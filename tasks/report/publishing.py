@@ -6,8 +6,8 @@ from tasks.errors import InputError
 from tasks.report.facts import gather
 from tasks.report.figures import headline
 from tasks.report.page import run_page
-from tasks.runs import RunRecord, read_record
-from tasks.stores import Store
+from tasks.retention.runs import RunRecord, read_record
+from tasks.storage.stores import Store
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from tasks.report.figures import first_judge
 from tasks.report.page import duration_of
 from tasks.report.plots import Chart, Line, svg
 from tasks.report.rendering import render
-from tasks.runs import RunRecord
+from tasks.retention.runs import RunRecord
 
 TONES = {"exported": "good", "refused": "bad", "uncertified": "bad", "failed": "bad", "running": "wait"}
 WORDS = {

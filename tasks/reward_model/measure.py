@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tasks.modeling import ScalarModel
+from tasks.models.modeling import ScalarModel
 from tasks.rewards.models import row_scores
 
 TOKENS_AT_ONCE = 8192

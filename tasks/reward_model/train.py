@@ -20,13 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from tasks.adapters import adapter_state, add_lora_to_classifier, write_adapter
 from tasks.data import read_split
 from tasks.errors import InputError
 from tasks.examples import encode_pair
 from tasks.hf_trainer import LocalTrainer, add_dropout, run_training, save_curves, training_options
-from tasks.model_files import require_kind, write_json
-from tasks.modeling import (
+from tasks.models.adapters import adapter_state, add_lora_to_classifier, write_adapter
+from tasks.models.model_files import require_kind, write_json
+from tasks.models.modeling import (
     load_classifier,
     load_reward_model,
     load_tokenizer,

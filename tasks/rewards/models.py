@@ -15,8 +15,8 @@ from tasks.data import Text, micro_batches, pad_right
 from tasks.episodes import Episodes, measure_rows, scores_of
 from tasks.errors import InputError
 from tasks.examples import encode_pair
-from tasks.model_files import SCALAR_HEAD
-from tasks.modeling import ScalarModel
+from tasks.models.model_files import SCALAR_HEAD
+from tasks.models.modeling import ScalarModel
 
 
 def model_scores(reward_model: ScalarModel, episodes: Episodes, micro_batch_tokens: int) -> Tensor:

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.episodes import Episodes
 from tasks.errors import InputError
-from tasks.model_files import kind_of, require_kind
-from tasks.modeling import ScalarModel, load_reward_model, load_tokenizer, reads_same_tokens
+from tasks.models.model_files import kind_of, require_kind
+from tasks.models.modeling import ScalarModel, load_reward_model, load_tokenizer, reads_same_tokens
 from tasks.program import explain, require
 from tasks.prompts import Prompt
 from tasks.rewards.api import Message, Service, check_service, load_service

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
-from tasks.adapters import add_lora, save_adapter
 from tasks.data import read_split
 from tasks.errors import InputError
 from tasks.examples import corpus_texts, encode_pair
@@ -31,8 +30,9 @@ from tasks.hf_trainer import (
     training_options,
     unwrapped,
 )
-from tasks.model_files import write_json
-from tasks.modeling import load_causal_lm, load_tokenizer, quiet_libraries, save_model, torch_dtype
+from tasks.models.adapters import add_lora, save_adapter
+from tasks.models.model_files import write_json
+from tasks.models.modeling import load_causal_lm, load_tokenizer, quiet_libraries, save_model, torch_dtype
 from tasks.program import require, run_program
 from tasks.sft.config import SFTConfig
 from tasks.sft.scratch import make_model, train_tokenizer

@@ -19,7 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.client import Config
 
 from tasks.artifacts import artifact_key, code_version, fetch, find, publish
-from tasks.s3 import S3Store
+from tasks.storage.s3 import S3Store
 
 BUCKET = "artifact-speed"
 STAGE, FILE = "benchmark", "model.safetensors"

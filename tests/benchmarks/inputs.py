@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from tasks.adapters import add_lora, save_adapter
 from tasks.config import LoraConfig
-from tasks.modeling import ScalarHead, load_causal_lm, load_tokenizer, save_scalar_head
+from tasks.models.adapters import add_lora, save_adapter
+from tasks.models.modeling import ScalarHead, load_causal_lm, load_tokenizer, save_scalar_head
 from tests.benchmarks.workloads import (
     LORA_RANK,
     WORKLOADS,

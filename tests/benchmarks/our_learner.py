@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tasks.modeling import quiet_libraries
+from tasks.models.modeling import quiet_libraries
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.setup import set_up
 from tasks.ppo.train import iterate, make_optimizer, resume

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tasks import tracking
-from tasks.modeling import quiet_libraries
+from tasks.models.modeling import quiet_libraries
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.setup import set_up
 from tasks.ppo.train import iterate, make_optimizer, resume

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.artifacts import Artifact, Store, fetch, find, publish, store_at
-from tasks.cache import LIMIT_VARIABLE
 from tasks.errors import InputError
 from tasks.runner import Stage, Watch, Workplace, run_stage
+from tasks.storage.cache import LIMIT_VARIABLE
 from tests.chaos.growing_stage import GrowingConfig
 from tests.chaos.servers import variables_set
 from tests.chaos.transfers import STAGE, contents

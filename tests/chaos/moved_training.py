@@ -10,7 +10,7 @@ from typing import Any
 
 from infra import local_s3
 from tasks.artifacts import Store, store_at
-from tasks.manifest import MANIFEST
+from tasks.storage.manifest import MANIFEST
 from tests.chaos.chain import write_pipelines
 from tests.chaos.kills import weights_of
 from tests.chaos.launches import ACKNOWLEDGED

@@ -9,8 +9,8 @@ from flows import recording
 from flows.recording import pipeline_name, recorded
 from tasks.artifacts import Store, store_at
 from tasks.errors import InputError
+from tasks.retention.runs import RunRecord, read_record
 from tasks.runner import StageCancelled, Workplace
-from tasks.runs import RunRecord, read_record
 
 
 def test_a_pipeline_is_named_for_its_deployment_else_for_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import pytest
 from infra.check_store import report
 from tasks.artifacts import fetch, find
 from tasks.errors import InputError
-from tasks.s3 import S3Store
-from tasks.stores import store_at
+from tasks.storage.s3 import S3Store
+from tasks.storage.stores import store_at
 from tests.s3_servers import SECOND_USER, SECOND_USERS_NAME
 from tests.tasks.publishing import KEY, contents, published
 

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from tasks.generation import Responses
-from tasks.modeling import save_model
+from tasks.models.modeling import save_model
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.rollout import Rollout, Run, roll_out
 from tasks.ppo.setup import set_up

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from tasks.episodes import Episodes, join
-from tasks.modeling import ScalarModel, backbone, classifier_head
+from tasks.models.modeling import ScalarModel, backbone, classifier_head
 
 FIXTURE = Path(__file__).with_name("trl_1_12")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

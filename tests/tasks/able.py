@@ -1,6 +1,6 @@
 """What a server can do, for tests that do not try it."""
 
-from tasks.s3_abilities import Abilities
+from tasks.storage.s3_abilities import Abilities
 
 ABLE = Abilities(
     endpoint="http://somewhere",

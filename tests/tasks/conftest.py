@@ -24,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("claims", "sweeper"):
-        monkeypatch.setattr(f"tasks.{name}.POLL_S", 0.01)
+        monkeypatch.setattr(f"tasks.retention.{name}.POLL_S", 0.01)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # no power is cut here
     monkeypatch.setattr("tasks.artifacts.library_versions", dict)
 
@@ -42,5 +42,5 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
             event.set()
             time.sleep(seconds)
 
-    monkeypatch.setattr("tasks.claims.time", Watched)
+    monkeypatch.setattr("tasks.retention.claims.time", Watched)
     return event

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from tasks.artifacts import Artifact, Store, fetch, find, publish
-from tasks.keys import Key
-from tasks.runs import Run, recorded_run
-from tasks.waste import Rules
+from tasks.retention.keys import Key
+from tasks.retention.runs import Run, recorded_run
+from tasks.retention.waste import Rules
 
 NOTHING_KEPT = Rules(keep_runs=0, keep_age=timedelta(0), grace=timedelta(0))
 

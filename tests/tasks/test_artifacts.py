@@ -26,9 +26,9 @@ from tasks.artifacts import (
     read_files,
     store_at,
 )
-from tasks.content import Content
 from tasks.errors import InputError
-from tasks.manifest import FileEntry, describe_file, describe_folder, sha256_of
+from tasks.storage.content import Content
+from tasks.storage.manifest import FileEntry, describe_file, describe_folder, sha256_of
 from tests.tasks.publishing import CHUNK, KEY, contents, flip, published
 
 
@@ -324,8 +324,11 @@ def test_a_stages_code_version_counts_its_own_folder_and_the_shared_modules_alon
     both = {"sft", "ppo"}
     for name, changed in [
         ("runner.py", set()),
+        ("storage/transfer.py", set()),
+        ("retention/runs.py", set()),
         ("ppo/train.py", {"ppo"}),
         ("data.py", both),
+        ("models/modeling.py", both),
         ("rewards/rules.py", both),
         ("actor_critic/models.py", both),
     ]:

@@ -9,8 +9,8 @@ import pytest
 
 from tasks import certification
 from tasks.artifacts import Artifact, publish, store_at
+from tasks.retention.runs import read_record, recorded_run
 from tasks.runner import Workplace
-from tasks.runs import read_record, recorded_run
 
 PASSED = {"measures": "pair_accuracy", "demand": "≥ 0.6", "measured": 0.9, "verdict": "passed", "why": ""}
 FAILED = {

@@ -10,7 +10,7 @@ import pytest
 from tasks.artifacts import Artifact, store_at
 from tasks.champion import ChampionChanged, move, pointer_name, read_pointer, rival_of
 from tasks.errors import InputError
-from tasks.stores import Store
+from tasks.storage.stores import Store
 
 FIGURES = {"win_rate": 0.8, "judge": "score", "tax": float("nan"), "samples": []}
 

@@ -11,7 +11,7 @@ from tasks.episodes import (
     token_logprobs,
     values_of,
 )
-from tasks.modeling import ScalarModel, backbone, make_scalar_head
+from tasks.models.modeling import ScalarModel, backbone, make_scalar_head
 from tests.tasks.ppo.tiny import make_model
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10]]

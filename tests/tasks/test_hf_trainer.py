@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerControl
 
 from tasks.hf_trainer import EpochSampler, MetricsCallback, add_dropout, last_logged, training_options
-from tasks.modeling import backbone, load_causal_lm
+from tasks.models.modeling import backbone, load_causal_lm
 from tasks.tracking import read_metrics
 from tasks.trainer_config import TrainerConfig
 from tests.tasks.tiny_models import write_model

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tasks import memory
-from tasks.adapters import adapter_parameters, add_lora
 from tasks.config import LoraConfig
 from tasks.errors import InputError
 from tasks.memory import (
@@ -19,8 +18,9 @@ from tasks.memory import (
     require_memory,
     weight_shapes,
 )
-from tasks.modeling import backbone
-from tasks.tuning import enable_gradient_checkpointing, trainable_parameters
+from tasks.models.adapters import adapter_parameters, add_lora
+from tasks.models.modeling import backbone
+from tasks.models.tuning import enable_gradient_checkpointing, trainable_parameters
 from tests.tasks.ppo.tiny import make_model, write_policy
 from tests.tasks.tiny_models import write_model
 

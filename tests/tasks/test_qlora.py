@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from tasks.adapters import (
+from tasks.config import LoraConfig, SamplingConfig
+from tasks.errors import InputError
+from tasks.generation import generate, uniform_numbers
+from tasks.merge_lora.config import MergeLoraConfig
+from tasks.merge_lora.run import main as merge_lora
+from tasks.models.adapters import (
     adapter_parameters,
     add_lora,
     load_adapter,
@@ -13,14 +18,9 @@ from tasks.adapters import (
     set_trainable,
     use_adapter,
 )
-from tasks.config import LoraConfig, SamplingConfig
-from tasks.errors import InputError
-from tasks.generation import generate, uniform_numbers
-from tasks.merge_lora.config import MergeLoraConfig
-from tasks.merge_lora.run import main as merge_lora
-from tasks.model_files import read_json
-from tasks.modeling import load_causal_lm
-from tasks.tuning import enable_gradient_checkpointing, load_for_training
+from tasks.models.model_files import read_json
+from tasks.models.modeling import load_causal_lm
+from tasks.models.tuning import enable_gradient_checkpointing, load_for_training
 from tests.tasks.tiny_models import EOS_ID, PAD_ID, make_tokenizer, write_model
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra `qlora` is not installed")

@@ -13,7 +13,7 @@ import pytest
 
 from tasks.launch import PROJECT
 from tasks.sft.config import SFTConfig
-from tasks.stored_checkpoints import local_checkpoints
+from tasks.storage.stored_checkpoints import local_checkpoints
 from tests.tasks.reward_model.test_train import PAIRS
 from tests.tasks.test_launch import family, wait_for
 from tests.tasks.test_lifeline import RUNNER

@@ -10,8 +10,8 @@ import pytest
 from tasks import release
 from tasks.artifacts import Artifact, publish, store_at
 from tasks.gate import GateConfig
+from tasks.retention.runs import RunRecord, read_record, recorded_run
 from tasks.runner import Workplace
-from tasks.runs import RunRecord, read_record, recorded_run
 
 GATE = GateConfig(champion_win_rate=None, champion_win_rate_low=None, length_change=None, tax=0.05)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tasks.checkpoint_publisher import CheckpointPublisher
 from tasks.config import Config
 from tasks.ppo import train as ppo
 from tasks.ppo.config import PPOConfig
@@ -17,8 +16,9 @@ from tasks.reward_model import train as reward_model
 from tasks.reward_model.config import RewardModelConfig
 from tasks.sft import train as sft
 from tasks.sft.config import SFTConfig
-from tasks.stored_checkpoints import Trail, fetch_newest, local_checkpoints, stored_steps
-from tasks.stores import FileStore
+from tasks.storage.checkpoint_publisher import CheckpointPublisher
+from tasks.storage.stored_checkpoints import Trail, fetch_newest, local_checkpoints, stored_steps
+from tasks.storage.stores import FileStore
 from tasks.tracking import read_metrics
 from tests.tasks.reward_model.test_train import PAIRS
 from tests.tasks.tiny_models import write_model, write_split

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from tasks.artifacts import Artifact, fetch, find, lineage_of, read_files, store_at
-from tasks.cache import make_room
 from tasks.errors import InputError
 from tasks.runner import Outcome, Stage, StageCancelled, StageFailed, Watch, Workplace, check_inputs, run_stage
-from tasks.stores import FileStore
+from tasks.storage.cache import make_room
+from tasks.storage.stores import FileStore
 from tests.stub_stage import StubConfig
 
 pytestmark = pytest.mark.slow

@@ -33,7 +33,7 @@ import peft, torch, transformers.models.llama.modeling_llama
 from tasks.export.weights import copy_weights, read_weights
 from tasks.merge_lora import run as merging
 from tasks.merge_lora.config import MergeLoraConfig
-from tasks.modeling import load_tokenizer, quiet_libraries
+from tasks.models.modeling import load_tokenizer, quiet_libraries
 from tasks.remove_value_head import run as removal
 from tasks.remove_value_head.source import read_source
 

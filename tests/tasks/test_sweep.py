@@ -9,7 +9,7 @@ import pytest
 
 from tasks import sweep
 from tasks.artifacts import Store, store_at
-from tasks.manifest import describe_file
+from tasks.storage.manifest import describe_file
 from tasks.sweep import readable
 from tests.tasks.stores_of_runs import age, key, leave_attempt, make, names, run_of
 

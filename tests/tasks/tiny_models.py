@@ -10,7 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tasks.modeling import save_model
+from tasks.models.modeling import save_model
 
 WORDS = ("a", "b", "c", "d", "e", "good", "bad", "film")
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2

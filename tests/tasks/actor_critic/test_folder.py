@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tasks.actor_critic.folder import load_actor_critic, save_actor_critic
-from tasks.adapters import adapter_state, add_lora
 from tasks.config import LoraConfig
 from tasks.errors import InputError
-from tasks.modeling import load_causal_lm
+from tasks.models.adapters import adapter_state, add_lora
+from tasks.models.modeling import load_causal_lm
 from tests.tasks.tiny_models import make_model, make_tokenizer
 
 

@@ -13,7 +13,7 @@ from tasks.actor_critic.folder import load_actor_critic
 from tasks.actor_critic.loading import _check_head, load_models
 from tasks.actor_critic.models import POLICY, VALUE, Models
 from tasks.errors import InputError
-from tasks.modeling import load_causal_lm, load_reward_model
+from tasks.models.modeling import load_causal_lm, load_reward_model
 from tests.tasks.ppo.tiny import make_model, make_tokenizer, write_policy
 
 CPU = torch.device("cpu")

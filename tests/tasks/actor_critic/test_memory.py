@@ -6,7 +6,7 @@ import torch
 from tasks.actor_critic.config import ActorCriticConfig
 from tasks.actor_critic.loading import load_models
 from tasks.actor_critic.memory import footprints
-from tasks.modeling import load_reward_model
+from tasks.models.modeling import load_reward_model
 from tasks.rewards.config import FunctionReward, ModelReward
 from tests.tasks.ppo.tiny import VOCABULARY_SIZE
 

@@ -10,8 +10,8 @@ from tasks.actor_critic.config import ActorCriticConfig
 from tasks.actor_critic.loading import load_models
 from tasks.actor_critic.models import POLICY, REFERENCE, REWARD, VALUE, Models
 from tasks.episodes import join, scores_of
-from tasks.modeling import load_reward_model, save_model
-from tasks.trunk import UpperLayers
+from tasks.models.modeling import load_reward_model, save_model
+from tasks.models.trunk import UpperLayers
 from tests.tasks.ppo.tiny import make_model, make_tokenizer, write_reward_adapter
 
 LAST = {"trainable_layers": 1, "lora": {"r": 4}}

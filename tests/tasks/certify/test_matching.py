@@ -7,7 +7,7 @@ import pytest
 from tasks.certify.matching import template_match, tokenizer_match
 from tasks.certify.readers import Reader
 from tasks.data import encode_prompt
-from tasks.modeling import reads_same_tokens
+from tasks.models.modeling import reads_same_tokens
 from tasks.prompts import Prompt
 from tasks.templates import ConversationTemplate
 from tests.tasks.rewards import tiny

@@ -15,7 +15,7 @@ from tasks.config import SamplingConfig
 from tasks.data import pad_right
 from tasks.episodes import join
 from tasks.errors import InputError
-from tasks.modeling import load_reward_model
+from tasks.models.modeling import load_reward_model
 from tasks.prompts import read_prompts
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.train import main as train

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from tasks.adapters import load_adapter
 from tasks.config import SamplingConfig
 from tasks.generation import generate, uniform_numbers
-from tasks.modeling import load_causal_lm
+from tasks.models.adapters import load_adapter
+from tasks.models.modeling import load_causal_lm
 from tests.local_http import running
 
 BASE = "base"

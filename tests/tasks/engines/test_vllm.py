@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from tasks.engines.config import VllmConfig
 from tasks.engines.vllm import Server, read_completion
 from tasks.errors import InputError
-from tasks.modeling import save_model
+from tasks.models.modeling import save_model
 from tasks.ppo.checkpoint import Progress
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.objective import Moments, importance_weights

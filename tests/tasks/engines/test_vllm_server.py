@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from infra.services import free_port
 from tasks.engines.vllm import Server
 from tasks.errors import InputError
-from tasks.modeling import save_model
+from tasks.models.modeling import save_model
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.rollout import Run, roll_out
 from tasks.ppo.setup import set_up

@@ -9,7 +9,7 @@ from tasks.config import SamplingConfig
 from tasks.evaluate import candidates
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.evaluation import measure
-from tasks.modeling import load_causal_lm
+from tasks.models.modeling import load_causal_lm
 from tests.tasks.evaluate import tiny_chain
 
 QUICK = {"num_bootstrap": 100, "sampling": SamplingConfig(response_length=6), "num_timed": 0}

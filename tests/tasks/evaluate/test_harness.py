@@ -10,7 +10,7 @@ from tasks.errors import InputError
 from tasks.evaluate.config import EvaluateConfig, Harness
 from tasks.evaluate.evaluation import measure
 from tasks.evaluate.harness import check_harness, read_results
-from tasks.modeling import load_causal_lm
+from tasks.models.modeling import load_causal_lm
 from tests.tasks.evaluate import tiny_chain
 
 installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra `harness` is missing")

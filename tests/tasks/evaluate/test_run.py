@@ -14,7 +14,7 @@ from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.evaluation import measure
 from tasks.evaluate.names import possible_figures
 from tasks.evaluate.run import main
-from tasks.modeling import load_causal_lm
+from tasks.models.modeling import load_causal_lm
 from tasks.tracking import read_metrics
 from tests.tasks.evaluate import tiny_chain
 

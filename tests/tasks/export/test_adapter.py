@@ -12,7 +12,7 @@ from tasks.errors import InputError
 from tasks.export import run
 from tasks.export.adapter import find_base
 from tasks.export.config import AdapterForm, ExportConfig
-from tasks.logits import ModelsDiffer
+from tasks.models.logits import ModelsDiffer
 from tests.tasks.evaluate import tiny_chain
 from tests.tasks.export.tiny_export import write_adapted
 

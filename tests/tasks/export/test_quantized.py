@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tasks.errors import InputError
 from tasks.export import run
 from tasks.export.config import ExportConfig
-from tasks.logits import ModelsDiffer
+from tasks.models.logits import ModelsDiffer
 from tests.tasks.tiny_models import make_tokenizer, write_model
 
 

@@ -10,7 +10,7 @@ from tasks.data import encode_prompt
 from tasks.errors import InputError
 from tasks.export import run
 from tasks.export.config import ExportConfig
-from tasks.logits import ModelsDiffer
+from tasks.models.logits import ModelsDiffer
 from tests.tasks.evaluate import tiny_chain
 from tests.tasks.export.tiny_export import write_evaluation
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tasks.adapters import add_lora, load_merged, save_adapter
 from tasks.config import LoraConfig
-from tasks.modeling import load_causal_lm, save_model
+from tasks.models.adapters import add_lora, load_merged, save_adapter
+from tasks.models.modeling import load_causal_lm, save_model
 from tests.tasks.evaluate import tiny_chain
 
 SAMPLING = {"response_length": 5, "min_new_tokens": 0, "temperature": 0.8, "top_k": 0, "top_p": 1.0}

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from tasks.adapters import add_lora, save_adapter
 from tasks.config import LoraConfig
 from tasks.errors import InputError
-from tasks.logits import ModelsDiffer
 from tasks.merge_lora.config import MergeLoraConfig
 from tasks.merge_lora.run import main
-from tasks.model_files import kind_of
-from tasks.modeling import load_causal_lm, save_model
+from tasks.models.adapters import add_lora, save_adapter
+from tasks.models.logits import ModelsDiffer
+from tasks.models.model_files import kind_of
+from tasks.models.modeling import load_causal_lm, save_model
 from tests.tasks.tiny_models import make_model, make_tokenizer, write_model
 
 pytestmark = pytest.mark.slow

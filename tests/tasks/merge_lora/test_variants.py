@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from tasks.errors import InputError
-from tasks.logits import ModelsDiffer
 from tasks.merge_lora.config import MergeLoraConfig
 from tasks.merge_lora.run import main
+from tasks.models.logits import ModelsDiffer
 from tests.tasks.tiny_models import HIDDEN, make_model, make_tokenizer
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tasks.errors import InputError
-from tasks.model_files import context_length
+from tasks.models.model_files import context_length
 from tasks.ppo import memory
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.setup import check_batch, load_callbacks, set_up, token_budget_for

@@ -15,7 +15,7 @@ from tasks.actor_critic.folder import load_actor_critic
 from tasks.actor_critic.models import POLICY, VALUE
 from tasks.checkpoints import read_tensors
 from tasks.errors import InputError
-from tasks.model_files import kind_of
+from tasks.models.model_files import kind_of
 from tasks.ppo import train as training
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.rollout import Run

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tasks.episodes import Episodes
-from tasks.modeling import load_reward_model
+from tasks.models.modeling import load_reward_model
 from tasks.ppo.config import PPOConfig
 from tasks.ppo.objective import Moments
 from tasks.ppo.rollout import Rollout, Run, roll_out

@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tasks.adapters import add_lora, save_adapter
 from tasks.config import LoraConfig
-from tasks.modeling import ScalarHead, save_model, save_offset, save_scalar_head
+from tasks.models.adapters import add_lora, save_adapter
+from tasks.models.modeling import ScalarHead, save_model, save_offset, save_scalar_head
 
 VOCABULARY_SIZE = 24
 EOS = 1

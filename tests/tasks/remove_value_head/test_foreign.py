@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tasks.errors import InputError
-from tasks.model_files import kind_of
+from tasks.models.model_files import kind_of
 from tasks.remove_value_head.config import RemoveValueHeadConfig
 from tasks.remove_value_head.run import main
 from tests.tasks.tiny_models import HIDDEN, make_model, make_tokenizer, write_model

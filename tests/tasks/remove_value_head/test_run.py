@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.actor_critic.folder import save_actor_critic
-from tasks.adapters import adapter_state, add_lora, load_adapter
 from tasks.config import LoraConfig
 from tasks.errors import InputError
-from tasks.logits import ModelsDiffer
-from tasks.model_files import kind_of
-from tasks.modeling import load_causal_lm
+from tasks.models.adapters import adapter_state, add_lora, load_adapter
+from tasks.models.logits import ModelsDiffer
+from tasks.models.model_files import kind_of
+from tasks.models.modeling import load_causal_lm
 from tasks.remove_value_head import run as remove_value_head
 from tasks.remove_value_head.config import RemoveValueHeadConfig
 from tasks.remove_value_head.run import main

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Artifact, Cost, Store, publish
+from tasks.retention.runs import RunRecord, StageRun
 from tasks.rules import Verdict
-from tasks.runs import RunRecord, StageRun
 
 CERTIFICATE_PNG = (  # one pixel
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\x00:~\x9bU\x00\x00\x00\nIDATx"

@@ -8,8 +8,8 @@ import pytest
 from tasks.artifacts import Store, store_at
 from tasks.report.__main__ import main
 from tasks.report.publishing import publish_page
-from tasks.runs import RunRecord
-from tasks.survey import survey
+from tasks.retention.runs import RunRecord
+from tasks.retention.survey import survey
 from tests.tasks.report.made_run import make_run
 
 

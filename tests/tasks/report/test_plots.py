@@ -8,7 +8,7 @@ import pytest
 from tasks.report.curves import charts
 from tasks.report.facts import StageFacts
 from tasks.report.plots import Chart, Line, describe, svg
-from tasks.runs import StageRun
+from tasks.retention.runs import StageRun
 
 CHART = Chart("loss", [Line("training", [1, 2, 3], [4.0, 2.0, 1.5]), Line("held out", [1, 3], [4.5, 2.5])])
 

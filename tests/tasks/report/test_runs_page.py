@@ -1,8 +1,8 @@
 """The comparison of a pipeline's last runs."""
 
 from tasks.report.runs_page import Row, charts, runs_page
+from tasks.retention.runs import RunRecord
 from tasks.rules import Verdict
-from tasks.runs import RunRecord
 from tests.tasks.report.made_run import EVALUATION, FAILED
 from tests.tasks.report.test_page import Parsed
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tasks.modeling import ScalarModel, make_scalar_head
+from tasks.models.modeling import ScalarModel, make_scalar_head
 from tasks.reward_model import measure
 from tasks.reward_model.measure import score_rows
 

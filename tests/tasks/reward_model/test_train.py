@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.adapters import load_adapter
 from tasks.errors import InputError
-from tasks.model_files import kind_of
-from tasks.modeling import backbone, load_causal_lm, load_reward_model, load_scalar_head, load_tokenizer
+from tasks.models.adapters import load_adapter
+from tasks.models.model_files import kind_of
+from tasks.models.modeling import backbone, load_causal_lm, load_reward_model, load_scalar_head, load_tokenizer
 from tasks.parts import half_of
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.measure import score_rows

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tasks.errors import InputError
-from tasks.modeling import load_reward_model, load_tokenizer
+from tasks.models.modeling import load_reward_model, load_tokenizer
 from tasks.rewards.models import check_lengths, encode_answered, model_scores, row_scores, was_trained_here
 from tests.tasks.rewards import tiny
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from tasks.errors import InputError
-from tasks.modeling import ScalarModel, load_reward_model
+from tasks.models.modeling import ScalarModel, load_reward_model
 from tasks.rewards.config import ApiReward, FunctionReward, ModelReward, RewardConfig
 from tasks.rewards.sources import Answers, Reward, check_finite, check_prompts, check_rewards, combine, load_rewards
 from tasks.templates import ConversationTemplate

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from tasks.episodes import join
-from tasks.modeling import save_offset
+from tasks.models.modeling import save_offset
 from tasks.prompts import Prompt
 from tasks.rewards.sources import Answers
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from tasks.errors import InputError
 from tasks.hf_trainer import CHECKPOINTS, last_checkpoint
-from tasks.model_files import kind_of
-from tasks.modeling import load_causal_lm, load_tokenizer
+from tasks.models.model_files import kind_of
+from tasks.models.modeling import load_causal_lm, load_tokenizer
 from tasks.sft import train as sft
 from tasks.sft.config import SFTConfig
 from tasks.sft.train import IGNORED, completion_losses, encode, main
