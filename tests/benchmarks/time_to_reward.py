@@ -10,6 +10,7 @@ before are not run again.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,7 @@ def value(points: Sequence[Mapping[str, float]]) -> float:
 
 
 def _command() -> str:
-    return " ".join(["python -m tests.benchmarks.time_to_reward", *sys.argv[1:]])
+    return "python -m tests.benchmarks.time_to_reward " + shlex.join(sys.argv[1:])
 
 
 def _parse() -> argparse.Namespace:
